@@ -78,7 +78,7 @@ def _draw(ax, im, heat=None, mask=None, vmin=None, vmax=None, hmin=0, hmax=1, al
     for o in ax.spines.values(): o.set_visible(False)
     return drawn
 
-# %% ../nbs/blocks/05_figures.ipynb #d58f2909
+# %% ../nbs/blocks/05_figures.ipynb #a692f1e1
 def show_images(
     ims, # Images (H,W), (H,W,3), (1,H,W) or (3,H,W), arrays or tensors
     titles=None, # A title for each
@@ -103,6 +103,6 @@ def show_images(
     drawn = [_draw(ax, im, h, m, vmin, vmax, **lim) for ax,im,h,m in zip(axs.flat, ims, heats, masks)]
     for ax,t in zip(axs.flat, titles): ax.set_title(t or '', fontsize=9)
     for ax in axs.flat[n:]: ax.axis('off')
-    if label and hs: fig.colorbar(next(d for d,h in zip(drawn, heats) if h is not None), ax=axs, shrink=.8, label=label)
+    if label and hs: fig.colorbar(next(d for d,h in zip(drawn, heats) if h is not None), ax=axs, shrink=.8, label=label).solids.set_alpha(1)
     if suptitle: fig.suptitle(suptitle, fontsize=10)
     return fig
