@@ -13,7 +13,7 @@ def lines(key): return [o for o in cfg[key].splitlines() if o]
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],
-    author=cfg["author"], license=cfg["license"], keywords=cfg["keywords"].split(),
+    author=cfg["author"], license_expression=cfg["license"], keywords=cfg["keywords"].split(),
     long_description=(here/"README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     classifiers=["Intended Audience :: Science/Research", "Intended Audience :: Education",
         "Topic :: Scientific/Engineering :: Artificial Intelligence"] +
