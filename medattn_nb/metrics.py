@@ -71,14 +71,15 @@ def _components(y, # Boolean labels (n,)
     V[:,~y] = 1 - (allr[:,~y] - R(S[:,~y]))/y.sum()
     return V
 
-# %% ../nbs/blocks/30_metrics.ipynb #b3194ee9
+# %% ../nbs/blocks/30_metrics.ipynb #98fa22c9
 def _groups(groups, # Group of each case (any hashable), or `None` for one case a group
             n):
     "Group numbers from 0, one for each case"
     if groups is None: return np.arange(n)
-    g = np.asarray(groups)
-    if g.shape!=(n,): raise ShapeError('groups', g, f'expected the group of each of the {n} cases, shape ({n},)')
-    return np.unique(g, return_inverse=True)[1].reshape(-1)
+    g,seen = list(groups),{}
+    if len(g)!=n: raise ShapeError('groups', f'{len(g)} groups', f'expected the group of each of the {n} cases')
+    if any(o is None or o!=o for o in g): raise ArgumentError('groups', 'None or nan', 'give every case a group; one that stands alone gets a name of its own')
+    return np.array([seen.setdefault(o, len(seen)) for o in g])
 
 def _se(y, # Boolean labels (n,)
         V, # Components (n,), of one AUC or of a linear combination of AUCs
@@ -105,16 +106,16 @@ def _z(level):
     if not 0<level<1: raise ArgumentError('level', level, 'use a confidence between 0 and 1, such as .95')
     return float(stats.norm.ppf((1+level)/2))
 
-# %% ../nbs/blocks/30_metrics.ipynb #9943c93a
+# %% ../nbs/blocks/30_metrics.ipynb #101551e6
 def auc_ci(
     y, # Labels (n,), 1 for sick; two or more (groups) of each class
     score, # Scores (n,), higher for sick
     level:float=.95, # Confidence, between 0 and 1
-    scale:str='auc', # 'auc' (symmetric, cut at 0 and 1) or 'logit' (better near 1)
+    scale:str='logit', # 'logit', or 'auc' for the textbook's symmetric interval, cut at 0 and 1
     groups=None, # Group of each case (patient); `None` if all cases are independent
 )->Interval: # `value`, `low`, `high`, all from 0 to 1
     "AUC with DeLong's interval (grouped: Obuchowski's); an AUC of 0 or 1 gets the exact bound from disjoint pairs"
-    y = _labels(y, both=True); V = _components(y, _scores(score, len(y), ndim=2))[0]
+    y = _labels(y, both=True); V = _components(y, _scores(score, len(y))[None])[0]
     z,a,se = _z(level),float(V[y].mean()),_se(y, V, groups)
     if scale not in ('auc','logit'): raise ArgumentError('scale', scale, "use 'auc' or 'logit'")
     if a in (0,1):
@@ -340,15 +341,16 @@ def expected_calibration_error(
     i = np.minimum((p*bins).astype(int), bins-1)
     return float(np.abs(np.bincount(i, p) - np.bincount(i, y)).sum()/len(y))
 
-# %% ../nbs/blocks/30_metrics.ipynb #4f1c6f65
+# %% ../nbs/blocks/30_metrics.ipynb #92a5c5bd
 def binary_metrics(
     y, # Labels (n,), 1 for sick
     score, # Scores (n,), higher for sick; probabilities if `threshold` is to be .5
     threshold:float=.5, # Called sick from here on
     level:float=.95, # Confidence of the AUC's interval
     groups=None, # Group of each case (patient), for the interval
-)->dict: # Plain Python numbers, ready for JSON but for nan
+)->dict: # Plain Python numbers; what is undefined is nan
     "AUC with its interval, the rates at `threshold` and the counts, as one dictionary"
-    ci = auc_ci(y, score, level, groups=groups)
+    yb = _labels(y); k = min(len(np.unique(_groups(groups, len(yb))[c])) for c in (yb,~yb))
+    ci = auc_ci(y, score, level, groups=groups) if k>1 else Interval(roc_auc(y, score) if k else np.nan, np.nan, np.nan)
     rates = {f.__name__: f(y, score, threshold) for f in (accuracy,sensitivity,specificity,precision,balanced_accuracy)}
     return dict(auc=ci.value, auc_low=ci.low, auc_high=ci.high, **rates, threshold=float(threshold), **confusion(y, score, threshold)._asdict())

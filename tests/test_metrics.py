@@ -1,0 +1,183 @@
+"What is no lesson: metrics against scikit-learn and brute force, bad input, ties, groups, and error rates by simulation"
+import itertools,json
+import numpy as np
+import pytest
+import sklearn.metrics as skm
+from hypothesis import given,settings,strategies as st
+from medattn_nb.core import ArgumentError,MedattnError
+from medattn_nb.metrics import *
+from medattn_nb.metrics import _components,_se,_strata,_resample,_weighted_auc
+
+def cases(seed=0, m=40, n=60, shift=1., decimals=None):
+    rng = np.random.default_rng(seed); s = np.r_[rng.normal(shift,1,m), rng.normal(0,1,n)]; o = rng.permutation(m+n)
+    return np.r_[np.ones(m,int), np.zeros(n,int)][o], (s if decimals is None else s.round(decimals))[o]
+
+labelled = st.lists(st.tuples(st.booleans(), st.integers(-4,4)), min_size=2, max_size=30).filter(lambda o: len({y for y,_ in o})==2)
+
+@settings(max_examples=150, deadline=None)
+@given(labelled)
+def test_auc_equals_pairs_and_sklearn(rows):
+    y,s = (np.array(o) for o in zip(*rows))
+    pairs = np.mean([(a>b)+.5*(a==b) for a,b in itertools.product(s[y], s[~y])])
+    assert np.isclose(roc_auc(y, s), pairs) and np.isclose(roc_auc(y, s), skm.roc_auc_score(y, s))
+    assert np.isclose(roc_auc(y, s)+roc_auc(~y, s), 1)
+    fpr,tpr,t = roc_curve(y, s)
+    assert np.isclose(skm.auc(fpr, tpr), pairs) and t[0]==np.inf and (np.diff(t)<0).all()
+    for a,b in zip((fpr,tpr,t), skm.roc_curve(y, s, drop_intermediate=False)): np.testing.assert_allclose(a, b)
+
+@settings(max_examples=60, deadline=None)
+@given(labelled, st.integers(0,1000))
+def test_weighted_auc_is_auc_of_repeated_cases(rows, seed):
+    y,s = (np.array(o) for o in zip(*rows))
+    w = np.random.default_rng(seed).integers(1, 5, len(y))
+    assert np.isclose(_weighted_auc(y, s.astype(float), w[None].astype(float))[0], roc_auc(np.repeat(y,w), np.repeat(s,w)))
+
+@pytest.mark.parametrize('decimals', [None,1,0])
+def test_delong_components_and_variance_by_brute_force(decimals):
+    y,s = cases(1, decimals=decimals); t = cases(2, decimals=decimals)[1]; y = y.astype(bool)
+    psi = lambda s: (np.sign(s[y][:,None]-s[~y])+1)/2
+    V = _components(y, np.stack([s,t]))
+    for v,o in zip(V, (s,t)):
+        np.testing.assert_allclose(v[y], psi(o).mean(1)); np.testing.assert_allclose(v[~y], psi(o).mean(0))
+    c10,c01 = np.cov(V[:,y]),np.cov(V[:,~y]); S = c10/y.sum()+c01/(~y).sum()
+    res = delong_test(y, s, t)
+    assert np.isclose(res.se**2, S[0,0]+S[1,1]-2*S[0,1]) and np.isclose(_se(y, V[0])**2, S[0,0])
+    assert np.isclose(res.diff, roc_auc(y,s)-roc_auc(y,t))
+
+def test_scores_may_be_infinite_and_labels_boolean_or_float():
+    assert roc_auc([True,False,True], [np.inf,-np.inf,0])==1 and roc_auc([1.,0.], [np.inf,np.inf])==.5
+    assert len(roc_curve([1,0,1], [np.inf,np.inf,0])[0])==3
+    assert roc_auc([0,1], [7,7])==.5
+
+@pytest.mark.parametrize('f', [roc_auc,roc_curve,auc_ci])
+@pytest.mark.parametrize('y,s,msg', [
+    ([0,1,2],[1,2,3],'labels must be 0'), ([0,0],[1,2],'undefined'), ([1,1],[1,2],'all 1'), ([0,1],[1,np.nan],'nan'), ([0,1],[1],'each of the 2'),
+    ([],[],'one label'), ([[0,1]],[[1,2]],'one label'), ([0,1],[[1,2]],'each of the 2'), ([0,np.nan],[1,2],'labels must be 0'), ([-1,1],[1,2],'labels must be 0')])
+def test_bad_input_names_the_argument(f, y, s, msg):
+    with pytest.raises(ArgumentError, match=msg): f(y, s)
+
+def test_errors_name_a_and_b():
+    y,s = cases()
+    with pytest.raises(ArgumentError, match='^b: '): delong_test(y, s, s*np.nan)
+    with pytest.raises(ArgumentError, match='^a: '): delong_test(y, s[:-1], s)
+    with pytest.raises(ArgumentError, match='^A: '): paired_auc_test(y, s[None,:-1], s)
+    with pytest.raises(ArgumentError, match='method'): paired_auc_test(y, s, s, method='t')
+    with pytest.raises(ArgumentError, match='resample_runs'): paired_auc_test(y, s, s, resample_runs=True)
+    with pytest.raises(ArgumentError, match='level'): delong_test(y, s, s, level=95)
+    with pytest.raises(ArgumentError, match='^n: '): bootstrap_ci(np.mean, s, n=10)
+    with pytest.raises(ArgumentError, match='stat'): bootstrap_ci(lambda o: np.nan, s, n=100)
+    with pytest.raises(ArgumentError, match='arrays'): bootstrap_ci(np.mean, s, s[:3])
+    with pytest.raises(ArgumentError, match='groups'): auc_ci(y, s, groups=['a'])
+    with pytest.raises(ArgumentError, match='groups'): auc_ci(y, s, groups=[None]*len(y))
+    with pytest.raises(ArgumentError, match='scale'): auc_ci(y, s, scale='log')
+    with pytest.raises(ArgumentError, match='two of each class'): auc_ci(y, s, groups=y)
+    assert issubclass(ArgumentError, MedattnError)
+
+def test_degenerate_comparisons():
+    y,s = cases()
+    same = delong_test(y, s, 3*s+1)
+    assert same.p==1 and same.diff==0 and same.ci==(0,0)
+    assert paired_auc_test(y, s, s, method='bootstrap', n=100).p==1
+    worst = delong_test([0,0,1,1], [1,2,3,4], [4,3,2,1])
+    assert worst.diff==1 and worst.p==2**-3
+    assert np.isfinite(list(auc_ci(y, np.zeros(len(y))))).all()
+
+@pytest.mark.parametrize('scale', ['auc','logit'])
+def test_intervals_stay_inside_and_widen(scale):
+    for seed in range(30):
+        y,s = cases(seed, 6, 7, 2.)
+        lo,hi = [auc_ci(y, s, level=l, scale=scale) for l in (.8,.99)]
+        assert 0<=hi.low<=lo.low<=lo.value<=lo.high<=hi.high<=1
+        flip = auc_ci(y, -s, scale=scale); assert np.isclose(flip.low, 1-auc_ci(y, s, scale=scale).high)
+
+def test_perfect_separation_has_width():
+    ci = auc_ci([0]*5+[1]*9, range(14))
+    assert ci.value==ci.high==1 and np.isclose(ci.low, .025**(1/5))
+    assert auc_ci([1]*5+[0]*9, range(14)).high<1
+    assert auc_ci([0]*6+[1]*6, range(12), groups=list('aabbccddeeff')).low<auc_ci([0]*6+[1]*6, range(12)).low
+
+def test_mean_over_runs():
+    y,s = cases(3); rng = np.random.default_rng(0)
+    A,B = s+rng.normal(size=(3,100)), s+rng.normal(size=(5,100))
+    res = paired_auc_test(y, A, B)
+    assert np.isclose(res.diff, np.mean(res.aucs_a)-np.mean(res.aucs_b)) and len(res.aucs_b)==5
+    assert np.allclose(res.aucs_a, [roc_auc(y,o) for o in A])
+    assert np.isclose(paired_auc_test(y, A, B[[0]*4]).se, paired_auc_test(y, A, B[0]).se)
+    boot = paired_auc_test(y, A, B, method='bootstrap', n=2000)
+    assert np.isclose(boot.se, res.se, rtol=.1) and boot==paired_auc_test(y, A, B, method='bootstrap', n=2000)
+    assert boot!=paired_auc_test(y, A, B, method='bootstrap', n=2000, seed=1)
+    wide = paired_auc_test(y, A, B, method='bootstrap', n=2000, resample_runs=True)
+    assert wide.se>boot.se and 'runs' in wide.method
+    json.dumps(res._asdict()); o = np.random.default_rng(1).permutation(100)
+    assert np.isclose(paired_auc_test(y[o], A[:,o], B[:,o]).p, res.p)
+
+def test_bootstrap_agrees_with_delong_in_weights_and_indices():
+    y,s = cases(4); by_index = bootstrap_ci(roc_auc, y, s, n=400, stratify=y)
+    by_weight = paired_auc_test(y, s, np.zeros(100), method='bootstrap', n=400)
+    np.testing.assert_allclose(np.array(by_weight.ci)+.5, by_index[1:], atol=1e-12)
+
+def test_groups_are_drawn_whole_and_within_strata():
+    y = np.array([0,0,0,1,1,1,0,1]); g = list('aabccddd'); strata = _strata(8, g, y)
+    for seed in range(50):
+        i = _resample(strata, np.random.default_rng(seed)); n = np.bincount(i, minlength=8)
+        assert n[0]==n[1] and n[3]==n[4] and n[5]==n[6]==n[7] and 0<y[i].sum()<len(i)
+    np.testing.assert_array_equal(np.sort(np.concatenate([o for s in _strata(8) for o in s])), range(8))
+
+def test_grouped_standard_error():
+    y,s = cases(5, 30, 30); rep = lambda o: np.repeat(o, 4)
+    V = _components(y==1, s[None])[0]
+    tripled = _se(rep(y)==1, rep(V), rep(np.arange(60)))
+    assert np.isclose(tripled, _se(y==1, V))
+    assert np.isclose(auc_ci(rep(y), rep(s), groups=rep(np.arange(60))).low, auc_ci(y, s).low)
+    assert auc_ci(rep(y), rep(s)).low>auc_ci(y, s).low
+    mixed = np.arange(60)//3; res = delong_test(y, s, s+cases(6, 30, 30)[1], groups=mixed)
+    boot = paired_auc_test(y, s, s+cases(6, 30, 30)[1], groups=mixed, method='bootstrap')
+    assert np.isclose(res.se, boot.se, rtol=.2) and 'groups' in res.method
+
+def test_false_alarms_under_no_difference():
+    "Correlated, equally good models: the paired test rejects in about 5 % of 400 sets, grouped or not"
+    hits = []
+    for seed in range(400):
+        rng = np.random.default_rng(seed); y = np.repeat([1,0], 40); s = y+rng.normal(size=80)
+        patient = np.arange(80)//2; own = lambda: .5*np.repeat(rng.normal(size=40), 2)+.2*rng.normal(size=80)
+        a,b = s+own(),s+own(); hits.append([delong_test(y, a, b).p<.05, delong_test(y, a, b, groups=patient).p<.05])
+    plain,grouped = np.mean(hits, 0)
+    assert grouped<.085 and grouped<plain
+
+def test_holm():
+    rng = np.random.default_rng(0)
+    for k in 1,2,7:
+        p = rng.uniform(size=k); adj = holm(p); o = np.argsort(p)
+        slow = [max(min(1,(k-j)*p[o[j]]) for j in range(i+1)) for i in range(k)]
+        np.testing.assert_allclose(adj[o], slow); assert (adj>=p).all()
+    for bad in ([.1,np.nan],[1.2],[[.1]]):
+        with pytest.raises(ArgumentError): holm(bad)
+
+@settings(max_examples=60, deadline=None)
+@given(labelled)
+def test_rates_equal_sklearn(rows):
+    y,s = (np.array(o) for o in zip(*rows)); pred = s>=.5
+    (tn,fp),(fn,tp) = skm.confusion_matrix(y, pred); assert confusion(y, s)==(tp,fp,fn,tn)
+    assert np.isclose(sensitivity(y, s), skm.recall_score(y, pred)) and np.isclose(accuracy(y, s), skm.accuracy_score(y, pred))
+    assert np.isclose(balanced_accuracy(y, s), skm.balanced_accuracy_score(y, pred))
+    np.testing.assert_allclose(precision(y, s), skm.precision_score(y, pred, zero_division=np.nan))
+
+def test_zero_denominators_are_nan():
+    assert np.isnan(sensitivity([0,0],[.1,.9])) and np.isnan(specificity([1],[.1])) and np.isnan(precision([0,1],[.1,.2])) and np.isnan(balanced_accuracy([1],[1]))
+    row = binary_metrics([0,1,1], [.1,.2,.3]); assert row['auc']==1 and np.isnan(row['auc_low'])
+
+def test_threshold_is_inclusive(): assert confusion([1,0], [.5,.5])==(1,1,0,0)
+
+def test_calibration():
+    y,s = cases(); p = 1/(1+np.exp(-s))
+    assert np.isclose(brier(y, p), skm.brier_score_loss(y, p)) and brier(y, y)==0==expected_calibration_error(y, y)
+    b = np.minimum((p*10).astype(int), 9)
+    slow = sum(abs(p[b==k].mean()-y[b==k].mean())*(b==k).mean() for k in range(10) if (b==k).any())
+    assert np.isclose(expected_calibration_error(y, p), slow)
+    with pytest.raises(ArgumentError, match='softmax'): brier(y, s)
+    with pytest.raises(ArgumentError, match='bins'): expected_calibration_error(y, p, 0)
+
+def test_needs_neither_torch_vision_nor_pandas():
+    import ast,inspect,medattn_nb.metrics as m
+    mods = {(o.names[0].name if isinstance(o, ast.Import) else o.module or '').split('.')[0] for o in ast.walk(ast.parse(inspect.getsource(m))) if isinstance(o, (ast.Import,ast.ImportFrom))}
+    assert mods<={'numpy','scipy','typing','core','__future__'}
