@@ -1,0 +1,26 @@
+"Where things are, for every test"
+import subprocess
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+def notebooks():
+    "Every notebook of the project, in the order of the rooms"
+    return [p for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if not any(o[0] in '._' for o in p.relative_to(ROOT).parts)]
+
+def modules():
+    "Every module of the library, as paths"
+    return sorted(p for p in (ROOT/'medattn_nb').rglob('*.py') if p.name!='_modidx.py')
+
+def tracked():
+    "The files under version control; outside a git clone, every file that would be"
+    r = subprocess.run(['git','ls-files','-z'], cwd=ROOT, capture_output=True, text=True)
+    if r.returncode==0: return [ROOT/o for o in r.stdout.split('\0') if o and (ROOT/o).exists()]
+    skip = '.venv','.git','__pycache__','_docs','_proc','build','dist','runs'
+    return [p for p in ROOT.rglob('*') if p.is_file() and not any(o in skip or o.endswith('.egg-info') for o in p.relative_to(ROOT).parts)]
+
+def name(p): return str(Path(p).relative_to(ROOT))
+
+@pytest.fixture(scope='session')
+def root(): return ROOT
