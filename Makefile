@@ -31,7 +31,7 @@ quick: install ## Run the tests that look at files only: notebooks, metadata, si
 	@$(BIN)/python tools/check.py && $(BIN)/python -m pytest tests/test_hygiene.py tests/test_metadata.py tests/test_site.py
 
 lab: install ## Open JupyterLab on the index
-	@$(BIN)/jupyter lab nbs/index.ipynb
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(FLAGS) nbs/index.ipynb
 
 export: install ## Write the library's modules from the notebooks
 	@$(BIN)/nbdev-export
