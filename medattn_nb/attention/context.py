@@ -14,7 +14,15 @@ from torch import nn,Tensor
 from ..core import ArgumentError
 from .registry import Attention,register
 
-# %% ../../nbs/blocks/16_attention.context.ipynb #d3286f8e
+# %% ../../nbs/blocks/16_attention.context.ipynb #35c51358
+def _transform(
+    channels:int, # Width of the context
+    hidden:int, # Width of the bottleneck
+)->nn.Sequential:
+    "The bottleneck of the context block: 1x1 convolution, layer norm, ReLU, 1x1 convolution"
+    return nn.Sequential(OrderedDict(fc1=nn.Conv2d(channels, hidden, 1), norm=nn.LayerNorm([hidden,1,1]), act=nn.ReLU(inplace=True), fc2=nn.Conv2d(hidden, channels, 1)))
+
+# %% ../../nbs/blocks/16_attention.context.ipynb #c96afdea
 @register('gc')
 class GC(Attention):
     "Global context block (Cao et al. 2019, Eq. 5; the study's Eqs. 6-7): a softmax-weighted mean of all positions, transformed and added to each"
@@ -64,10 +72,3 @@ class GC(Attention):
             maps['context'] = a = self.gate(self.add(c).to(x.dtype), neutral=0.)
             x = x+a
         return x,maps
-
-def _transform(
-    channels:int, # Width of the context
-    hidden:int, # Width of the bottleneck
-)->nn.Sequential:
-    "The bottleneck of the context block: 1x1 convolution, layer norm, ReLU, 1x1 convolution"
-    return nn.Sequential(OrderedDict(fc1=nn.Conv2d(channels, hidden, 1), norm=nn.LayerNorm([hidden,1,1]), act=nn.ReLU(inplace=True), fc2=nn.Conv2d(hidden, channels, 1)))
