@@ -17,7 +17,7 @@ def tracked():
     "The files under version control; outside a git clone, every file that would be"
     r = subprocess.run(['git','ls-files','-z'], cwd=ROOT, capture_output=True, text=True)
     if r.returncode==0: return [ROOT/o for o in r.stdout.split('\0') if o and (ROOT/o).exists()]
-    skip = '.venv','.git','__pycache__','_docs','_proc','build','dist','runs'
+    skip = '.venv','.git','.pytest_cache','.hypothesis','.ipynb_checkpoints','__pycache__','_docs','_proc','build','dist','runs','report.html'
     return [p for p in ROOT.rglob('*') if p.is_file() and not any(o in skip or o.endswith('.egg-info') for o in p.relative_to(ROOT).parts)]
 
 def name(p): return str(Path(p).relative_to(ROOT))
