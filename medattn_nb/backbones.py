@@ -7,8 +7,7 @@ Docs: https://medattn.github.io/medattn_nb/blocks/backbones.html.md"""
 # %% auto #0
 __all__ = ['init_weights', 'load_weights', 'register_backbone', 'available_backbones', 'create_backbone', 'resnet18']
 
-# %% ../nbs/blocks/20_backbones.ipynb #43af49c9
-import inspect
+# %% ../nbs/blocks/20_backbones.ipynb #14f109d1
 from pathlib import Path
 import torch,torchvision
 from torch import nn
@@ -30,25 +29,31 @@ def init_weights(
         if isinstance(m, (nn.Conv2d,nn.Linear,nn.BatchNorm2d,nn.LayerNorm,nn.GroupNorm)) and m.bias is not None: nn.init.zeros_(m.bias)
     return model
 
-# %% ../nbs/blocks/20_backbones.ipynb #7be60519
+# %% ../nbs/blocks/20_backbones.ipynb #8dde4d40
+def _read_weights(weights):
+    "A state dict, from a state dict or from the path of a file that holds one"
+    if not isinstance(weights, (str,Path)): return dict(weights)
+    if not Path(weights).is_file(): raise ArgumentError('weights', str(weights), 'there is no such file; give the path of a saved state dict')
+    return dict(torch.load(weights, map_location='cpu', weights_only=True))
+
+# %% ../nbs/blocks/20_backbones.ipynb #fb4f26ee
 def load_weights(
-    model:nn.Module, # Changed in place
-    weights, # A state dict, or the path of a file that holds one
+    model:nn.Module, # A ResNet with or without attention; changed in place
+    weights, # A state dict of the plain network, or the path of a file that holds one
 )->list: # Names of the parameters that `weights` did not hold: attention modules, and a classifier of another size
-    "Load pretrained weights of the plain network; an unknown or missing layer is an `ArgumentError`"
-    sd = dict(weights if not isinstance(weights, (str,Path)) else torch.load(weights, map_location='cpu', weights_only=True))
-    own = model.state_dict()
-    if 'fc.weight' in sd and sd['fc.weight'].shape!=own['fc.weight'].shape: sd = {k:v for k,v in sd.items() if not k.startswith('fc.')}
+    "Load pretrained weights of the plain network; a layer that does not fit is an `ArgumentError` that names it"
+    sd,own = _read_weights(weights),model.state_dict()
     ni = own['conv1.weight'].shape[1]
+    if 'fc.weight' in sd and sd['fc.weight'].shape!=own['fc.weight'].shape: sd = {k:v for k,v in sd.items() if not k.startswith('fc.')}
     if 'conv1.weight' in sd and sd['conv1.weight'].shape[1]!=ni: sd['conv1.weight'] = sd['conv1.weight'].sum(1, keepdim=True).repeat(1,ni,1,1)/ni
     new = tuple(f'{n}.' for n in attention_modules(model)) + ('fc.',)
     missing = [k for k in own if k not in sd]
-    bad = [k for k in sd if k not in own] + [k for k in missing if not k.startswith(new)]
-    if bad: raise ArgumentError('weights', bad[0], f'{len(bad)} names do not fit this network; give the state dict of the same architecture')
+    bad = [k for k,v in sd.items() if k not in own or v.shape!=own[k].shape] + [k for k in missing if not k.startswith(new)]
+    if bad: raise ArgumentError('weights', bad[0], f'{len(bad)} of the layers do not fit; give the state dict of the same architecture')
     model.load_state_dict(sd, strict=False)
     return missing
 
-# %% ../nbs/blocks/20_backbones.ipynb #20d8052b
+# %% ../nbs/blocks/20_backbones.ipynb #bfd39323
 _backbones = {}
 
 def register_backbone(
@@ -60,6 +65,7 @@ def register_backbone(
         return f
     return _register
 
+# %% ../nbs/blocks/20_backbones.ipynb #d08ebdc4
 def available_backbones()->list: # Names for `create_backbone`, sorted
     "The names of all registered backbones"
     return sorted(_backbones)
@@ -72,7 +78,7 @@ def create_backbone(
     if name not in _backbones: raise ArgumentError('name', name, f"choose one of {', '.join(available_backbones())}")
     return _backbones[name](**kw)
 
-# %% ../nbs/blocks/20_backbones.ipynb #3d013123
+# %% ../nbs/blocks/20_backbones.ipynb #a309b195
 @register_backbone('resnet18')
 def resnet18(
     num_classes:int=2, # Logits
@@ -87,7 +93,7 @@ def resnet18(
     "ResNet-18 with global average pooling and attention inserted; the plain layers depend only on the seed, not on the attention"
     for k,v in (('num_classes',num_classes),('in_channels',in_channels)):
         if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ArgumentError(k, v, 'use an integer of at least 1')
-    if kw and attention is None: raise ArgumentError('keyword', next(iter(kw)), 'there is no attention to pass it to; set attention, or remove it')
+    if kw and attention is None: raise ArgumentError('keyword', next(iter(kw)), 'resnet18 has no such option, and without attention there is nothing to pass it to')
     model = torchvision.models.resnet18(weights=None, num_classes=num_classes)
     if in_channels!=3:
         model.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)

@@ -14,15 +14,19 @@ from torch import nn,Tensor
 from ..core import ArgumentError
 from .registry import Attention,register
 
-# %% ../../nbs/blocks/16_attention.context.ipynb #35c51358
-def _transform(
-    channels:int, # Width of the context
-    hidden:int, # Width of the bottleneck
-)->nn.Sequential:
+# %% ../../nbs/blocks/16_attention.context.ipynb #79bbe5da
+def _transform(channels, ratio):
     "The bottleneck of the context block: 1x1 convolution, layer norm, ReLU, 1x1 convolution"
-    return nn.Sequential(OrderedDict(fc1=nn.Conv2d(channels, hidden, 1), norm=nn.LayerNorm([hidden,1,1]), act=nn.ReLU(inplace=True), fc2=nn.Conv2d(hidden, channels, 1)))
+    if isinstance(ratio, bool) or not isinstance(ratio, (int,float)) or not int(channels*ratio)>=1: raise ArgumentError('ratio', ratio, f'use at least 1/{channels} for {channels} channels, so that at least one hidden unit is left')
+    h = int(channels*ratio)
+    return nn.Sequential(OrderedDict(fc1=nn.Conv2d(channels, h, 1), norm=nn.LayerNorm([h,1,1]), act=nn.ReLU(inplace=True), fc2=nn.Conv2d(h, channels, 1)))
 
-# %% ../../nbs/blocks/16_attention.context.ipynb #c96afdea
+def _reset(t):
+    "Start the bottleneck `t` as PyTorch does, but its last layer at zero"
+    for l in (t.fc1,t.norm): l.reset_parameters()
+    for p in t.fc2.parameters(): nn.init.zeros_(p)
+
+# %% ../../nbs/blocks/16_attention.context.ipynb #c25e1502
 @register('gc')
 class GC(Attention):
     "Global context block (Cao et al. 2019, Eq. 5; the study's Eqs. 6-7): a softmax-weighted mean of all positions, transformed and added to each"
@@ -35,11 +39,9 @@ class GC(Attention):
         super().__init__(channels)
         if pool not in ('att','avg'): raise ArgumentError('pool', pool, "choose 'att' or 'avg'")
         if fusion not in ('add','mul','both'): raise ArgumentError('fusion', fusion, "choose 'add', 'mul' or 'both'")
-        if isinstance(ratio, bool) or not isinstance(ratio, (int,float)) or not int(channels*ratio)>=1: raise ArgumentError('ratio', ratio, f'use at least 1/{channels} for {channels} channels, so that at least one hidden unit is left')
-        hidden = int(channels*ratio)
         self.mask = nn.Conv2d(channels, 1, 1) if pool=='att' else None
-        self.mul = _transform(channels, hidden) if fusion!='add' else None
-        self.add = _transform(channels, hidden) if fusion!='mul' else None
+        self.mul = _transform(channels, ratio) if fusion!='add' else None
+        self.add = _transform(channels, ratio) if fusion!='mul' else None
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -48,16 +50,10 @@ class GC(Attention):
             nn.init.kaiming_normal_(self.mask.weight, mode='fan_in', nonlinearity='relu')
             nn.init.zeros_(self.mask.bias)
         for t in (self.mul,self.add):
-            if t is None: continue
-            t.fc1.reset_parameters()
-            t.norm.reset_parameters()
-            nn.init.zeros_(t.fc2.weight)
-            nn.init.zeros_(t.fc2.bias)
+            if t is not None: _reset(t)
 
-    def context(self,
-        x:Tensor, # Feature map (B,C,H,W)
-    )->tuple: # Context (B,C,1,1) and the maps so far: `{'spatial': (B,1,H,W)}`, or none for the plain mean
-        "One vector for the whole map: its positions' mean, weighted by softmax attention or plain"
+    def context(self, x):
+        "Context (B,C,1,1) and the map of its weights: the positions' mean, weighted by softmax attention or plain"
         if self.mask is None: return x.mean((2,3), keepdim=True), {}
         w = self.mask(x).flatten(2).softmax(-1).to(x.dtype)   # b c h w -> b 1 hw, sums to 1
         c = x.flatten(2) @ w.transpose(1,2)                   # b c hw @ b hw 1 -> b c 1

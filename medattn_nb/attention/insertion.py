@@ -35,7 +35,7 @@ class AttentionBlock(nn.Module):
         out = self.attention(out)
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
-# %% ../../nbs/blocks/18_attention.insertion.ipynb #3b69e5d2
+# %% ../../nbs/blocks/18_attention.insertion.ipynb #41be7cbe
 def _is_block(m):
     "Is `m` a residual block of torchvision?"
     return type(m).__module__=='torchvision.models.resnet' and type(m).__name__ in ('BasicBlock','Bottleneck')
@@ -44,64 +44,63 @@ def _width(block):
     "Channels at the end of the residual branch"
     return (block.conv3 if hasattr(block,'conv3') else block.conv2).out_channels
 
-def _free(m, name, where):
-    "Check that slot `name` of `m` is empty"
-    if not (getattr(m,name) is None or isinstance(getattr(m,name), nn.Identity)): raise ArgumentError('model', f'attention at {where} already', 'build the network again without it, or choose another place')
+def _is_free(m): return m is None or isinstance(m, nn.Identity)
 
-# %% ../../nbs/blocks/18_attention.insertion.ipynb #b9d4c355
-def _fill(parent, name, attention):
-    "Fill an empty slot"
-    setattr(parent, name, attention)
+def _check_free(free, at):
+    "Raise `ArgumentError` unless the place `at` is `free`"
+    if not free: raise ArgumentError('model', f'attention at {at} already', 'build the network again without it, or choose another place')
 
+# %% ../../nbs/blocks/18_attention.insertion.ipynb #c2ed7bc9
 def _wrap_block(stage, name, attention):
     "Exchange a torchvision block for one with attention"
     stage.add_module(name, AttentionBlock(stage.get_submodule(name), attention))
 
+def _site_block(stage, name, at):
+    "The residual branch of the block `stage.name`"
+    b = stage.get_submodule(name)
+    slot = next((o for o in ('attention','se') if hasattr(b,o)), None)
+    if slot:
+        _check_free(_is_free(getattr(b,slot)), at)
+        return _width(b), partial(setattr, b, slot)
+    if _is_block(b): return _width(b), partial(_wrap_block, stage, name)
+    raise ArgumentError('model', f'a {type(b).__name__} at {at}', 'give the block an attribute `attention=None` that its forward applies before the addition, or let the model define `attention_sites(where)`')
+
+def _sites_residual(model):
+    "The residual branch of every block of `layer1` to `layer4`"
+    stages = {f'layer{k}':getattr(model, f'layer{k}') for k in range(1,5)}
+    return [_site_block(s, n, f'{k}.{n}') for k,s in stages.items() for n,_ in s.named_children() if n!='attention']
+
+# %% ../../nbs/blocks/18_attention.insertion.ipynb #19f8c18a
 def _wrap_pool(model, attention):
     "Follow the max-pool of the stem with attention"
     model.maxpool = nn.Sequential(OrderedDict(pool=model.maxpool, attention=attention))
 
-def _sites_residual(model):
-    "The residual branch of every block of `layer1` to `layer4`"
-    sites = []
-    for k in range(1,5):
-        for n,b in getattr(model, f'layer{k}').named_children():
-            at = f'layer{k}.{n}'
-            slot = next((o for o in ('attention','se') if hasattr(b,o)), None)
-            if slot:
-                _free(b, slot, at)
-                sites.append((_width(b), partial(_fill, b, slot)))
-            elif _is_block(b): sites.append((_width(b), partial(_wrap_block, getattr(model, f'layer{k}'), n)))
-            elif n!='attention': raise ArgumentError('model', f'a {type(b).__name__} at {at}', 'give the block an attribute `attention=None` that its forward applies before the addition, or let the model define `attention_sites(where)`')
-    return sites
-
 def _site_stem(model):
     "After the max-pool of the stem"
-    if any(isinstance(m, Attention) for m in model.maxpool.modules()): raise ArgumentError('model', 'attention at maxpool already', 'build the network again without it, or choose another place')
-    b = next(iter(model.layer1.children()))
-    return b.conv1.in_channels, partial(_wrap_pool, model)
+    _check_free(not any(isinstance(m, Attention) for m in model.maxpool.modules()), 'maxpool')
+    return next(model.layer1.children()).conv1.in_channels, partial(_wrap_pool, model)
 
 def _site_stage(model, k):
     "At the end of stage `k`"
     stage = getattr(model, f'layer{k}')
-    if hasattr(stage, 'attention'): raise ArgumentError('model', f'attention at layer{k} already', 'build the network again without it, or choose another place')
+    _check_free(not hasattr(stage, 'attention'), f'layer{k}')
     return _width(list(stage.children())[-1]), partial(stage.add_module, 'attention')
 
-# %% ../../nbs/blocks/18_attention.insertion.ipynb #24701504
+# %% ../../nbs/blocks/18_attention.insertion.ipynb #6f5b6572
 def _sites(model, where):
     "The places called `where` in `model`, as pairs (channels, function that puts a module there)"
     if hasattr(model, 'attention_sites'):
         sites = model.attention_sites(where)
-        for parent,name,_ in sites: _free(parent, name, f'{type(parent).__name__}.{name}')
-        return [(c, partial(_fill, parent, name)) for parent,name,c in sites]
-    places = ['residual','ends','stem']+[f'stage:{k}' for k in range(1,5)]
-    if where in ('encoder','decoder'): raise ArgumentError('where', where, f'{type(model).__name__} does not define attention_sites(where); define it, or choose one of {", ".join(places)}')
-    if where not in places: raise ArgumentError('where', where, f"choose one of {', '.join(places)}, or 'encoder' and 'decoder' for a model that defines attention_sites(where)")
+        for parent,name,_ in sites: _check_free(_is_free(getattr(parent,name)), f'{type(parent).__name__}.{name}')
+        return [(c, partial(setattr, parent, name)) for parent,name,c in sites]
+    stages = [f'stage:{k}' for k in range(1,5)]
+    places = ', '.join(['residual','ends','stem']+stages)
+    if where in ('encoder','decoder'): raise ArgumentError('where', where, f'{type(model).__name__} does not define attention_sites(where); define it, or for a ResNet choose one of {places}')
+    if where not in places.split(', '): raise ArgumentError('where', where, f'choose one of {places}')
     if not all(hasattr(model,o) for o in ('maxpool','layer1','layer2','layer3','layer4')): raise ArgumentError('model', type(model).__name__, 'expected a ResNet with maxpool and layer1 to layer4, or a model that defines attention_sites(where)')
     if where=='residual': return _sites_residual(model)
-    if where=='stem': return [_site_stem(model)]
-    if where=='ends': return [_site_stem(model), _site_stage(model, 4)]
-    return [_site_stage(model, int(where[-1]))]
+    if where in stages: return [_site_stage(model, int(where[-1]))]
+    return [_site_stem(model)] + ([_site_stage(model, 4)] if where=='ends' else [])
 
 # %% ../../nbs/blocks/18_attention.insertion.ipynb #74f22521
 def insert_attention(
