@@ -36,7 +36,7 @@ def _read_weights(weights):
     if not Path(weights).is_file(): raise ArgumentError('weights', str(weights), 'there is no such file; give the path of a saved state dict')
     return dict(torch.load(weights, map_location='cpu', weights_only=True))
 
-# %% ../nbs/blocks/20_backbones.ipynb #fb4f26ee
+# %% ../nbs/blocks/20_backbones.ipynb #4c9ec95d
 def load_weights(
     model:nn.Module, # A ResNet with or without attention; changed in place
     weights, # A state dict of the plain network, or the path of a file that holds one
@@ -49,7 +49,7 @@ def load_weights(
     new = tuple(f'{n}.' for n in attention_modules(model)) + ('fc.',)
     missing = [k for k in own if k not in sd]
     bad = [k for k,v in sd.items() if k not in own or v.shape!=own[k].shape] + [k for k in missing if not k.startswith(new)]
-    if bad: raise ArgumentError('weights', bad[0], f'{len(bad)} of the layers do not fit; give the state dict of the same architecture')
+    if bad: raise ArgumentError('weights', bad[0], f'{len(bad)} names or shapes do not fit; give the state dict of the same architecture')
     model.load_state_dict(sd, strict=False)
     return missing
 

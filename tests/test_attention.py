@@ -1,0 +1,287 @@
+"""The attention modules outside their lessons: random shapes, precisions, layouts, export, pickling, bad input, lean imports."""
+import copy, io, pickle, subprocess, sys
+import pytest, torch
+from hypothesis import given, settings, strategies as st
+from torch import nn
+from medattn_nb.attention import *
+from medattn_nb.attention import registry
+from medattn_nb.core import ArgumentError, ShapeError
+
+KINDS = {'se':('se',{}), 'se-bias':('se',dict(bias=True)), 'channel':('channel',{}), 'channel-avg':('channel',dict(pools=('avg',))), 'channel-max':('channel',dict(pools='max', bias=False)),
+         'spatial':('spatial',{}), 'spatial-formula':('spatial',dict(bn=False, kernel_size=3)),
+         'cbam':('cbam',{}), 'cbam-formula':('cbam',dict(bn=False, mlp_bias=False)), 'cbam-sc':('cbam',dict(order='spatial-channel')),
+         'cbam-c':('cbam',dict(order='channel')), 'cbam-s':('cbam',dict(order='spatial')),
+         'gc':('gc',{}), 'gc-mul':('gc',dict(fusion='mul')), 'gc-both':('gc',dict(fusion='both')), 'gc-avg':('gc',dict(pool='avg'))}
+every = pytest.mark.parametrize('kind', KINDS)
+
+def make(kind, channels=32, **kw):
+    "A module with random weights, in evaluation mode"
+    name,opts = KINDS[kind]
+    torch.manual_seed(0)
+    m = create(name, channels, **opts, **kw).eval()
+    for p in m.parameters(): nn.init.normal_(p, std=.3)
+    return m
+
+def tight(kind, channels):
+    "Options that leave one hidden unit or more at any number of channels"
+    name,_ = KINDS[kind]
+    if name=='gc': return dict(ratio=1/channels if channels<16 else 1/8)
+    return {} if name=='spatial' else dict(reduction=1 if channels<4 else 4)
+
+# --- what every module promises -----------------------------------------------------------------------
+@every
+def test_promises(kind): assert 'open gate is the identity' in check_attention(make(kind))
+
+@every
+@settings(deadline=None, max_examples=12)
+@given(b=st.integers(1,3), c=st.integers(1,40), h=st.integers(1,9), w=st.integers(1,9))
+def test_any_shape(kind, b, c, h, w):
+    m,x = make(kind, c, **tight(kind, c)),torch.randn(b, c, h, w)
+    out,maps = m(x, return_map=True)
+    assert out.shape==x.shape and out.dtype==x.dtype and torch.equal(m(x), out)
+    for k,v in maps.items():
+        assert v.shape==((b,1,h,w) if k=='spatial' else (b,c,1,1))
+        if k!='context': assert v.min()>=0 and v.max()<=1+1e-6
+    with open_gates(m): assert torch.equal(m(x), x)
+
+@every
+@pytest.mark.parametrize('size', [(1,1),(1,13),(127,128)])
+def test_awkward_sizes_with_gradients(kind, size):
+    m,x = make(kind, 16, **tight(kind, 16)),torch.randn(1, 16, *size, requires_grad=True)
+    m(x).square().sum().backward()
+    assert x.grad.isfinite().all() and all(p.grad.isfinite().all() for p in m.parameters())
+
+@pytest.mark.parametrize('kind', ['se','channel','gc','gc-both','cbam-c'])
+def test_places_may_be_permuted(kind):
+    m,x = make(kind),torch.randn(2, 32, 6, 5)
+    i = torch.randperm(30)
+    def permute(o): return o.flatten(2)[...,i].view_as(o)
+    assert torch.allclose(m(permute(x)), permute(m(x)), atol=1e-5)
+
+@pytest.mark.parametrize('kind', ['spatial','cbam'])
+def test_channels_may_be_permuted_for_the_spatial_gate(kind):
+    m = make(kind)
+    m = m if kind=='spatial' else m.spatial
+    x,i = torch.randn(2, 32, 6, 5),torch.randperm(32)
+    assert torch.allclose(m(x[:,i]), m(x)[:,i], atol=1e-5)
+
+def test_spatial_gate_moves_with_the_image():
+    m,x = make('spatial'),torch.zeros(1, 32, 24, 24)
+    x[...,6:9,6:9] = 1
+    g,s = (m(o, return_map=True)[1]['spatial'] for o in (x, x.roll((5,7),(2,3))))
+    assert torch.allclose(g[...,3:12,3:12], s[...,8:17,10:19], atol=1e-6)
+
+def test_context_is_one_vector():
+    m,x = make('gc'),torch.randn(2, 32, 7, 7)
+    assert torch.allclose((m(x)-x).std((2,3)), torch.zeros(2,32), atol=1e-5)
+    assert torch.allclose(m(x, return_map=True)[1]['spatial'].sum((1,2,3)), torch.ones(2), atol=1e-5)
+
+def test_gc_softmax_stands_large_logits():
+    m = make('gc')
+    assert m(1e4*torch.randn(2,32,7,7)).isfinite().all()
+
+# --- precision, layout, compilers, copies -------------------------------------------------------------
+@every
+def test_autocast_bf16(kind):
+    m,x = make(kind),torch.randn(2, 32, 8, 8)
+    with torch.autocast('cpu', torch.bfloat16): out,maps = m(x, return_map=True); low = m(x.bfloat16())
+    assert out.dtype==torch.float32 and low.dtype==torch.bfloat16 and maps
+    assert (out-m(x)).abs().max()<.15 and (low.float()-m(x)).abs().max()<.2
+    (out.sum()+low.sum()).backward()
+
+@every
+def test_module_in_bf16_and_double(kind):
+    m,x = make(kind),torch.randn(2, 32, 8, 8)
+    assert torch.allclose(m.double()(x.double()).float(), m.float()(x), atol=1e-4)
+    assert m.bfloat16()(x.bfloat16()).dtype==torch.bfloat16
+
+@every
+def test_channels_last(kind):
+    m,x = make(kind),torch.randn(2, 32, 8, 6)
+    out = m.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(out, m(x), atol=1e-5)
+
+@every
+def test_copies(kind):
+    m,x = make(kind),torch.randn(2, 32, 8, 6)
+    f = io.BytesIO(); torch.save(m.state_dict(), f); f.seek(0)
+    fresh = create(KINDS[kind][0], 32, **KINDS[kind][1]).eval()
+    fresh.load_state_dict(torch.load(f, weights_only=True))
+    for o in (copy.deepcopy(m), pickle.loads(pickle.dumps(m)), fresh): assert torch.equal(o(x), m(x))
+
+@pytest.mark.parametrize('kind', ['se','cbam','gc'])
+def test_export(kind):
+    m,x = make(kind),torch.randn(2, 32, 8, 6)
+    dims = ({0:torch.export.Dim('b', min=1, max=8), 2:torch.export.Dim('h', min=2, max=99)},)
+    e = torch.export.export(m, (x,), dynamic_shapes=dims).module()
+    for o in (x, torch.randn(5, 32, 11, 6)): assert torch.allclose(e(o), m(o), atol=1e-5)
+
+@pytest.mark.parametrize('kind', ['se','cbam','gc-both'])
+def test_one_graph(kind):
+    m,x = make(kind),torch.randn(2, 32, 8, 6)
+    c = torch.compile(m, backend='eager', fullgraph=True)
+    assert torch.equal(c(x), m(x))
+    with open_gates(m): assert torch.equal(c(x), x)
+    assert torch.equal(c(x), m(x))
+
+@every
+def test_seed_decides_the_start(kind):
+    name,kw = KINDS[kind]
+    def new(): torch.manual_seed(3); return create(name, 32, **kw).state_dict()
+    assert all(torch.equal(a,b) for a,b in zip(new().values(), new().values()))
+
+# --- published facts ----------------------------------------------------------------------------------
+def n_params(m): return sum(p.numel() for p in m.parameters())
+
+@pytest.mark.parametrize('c,se,cbam,formula,gc', [(64,512,680,610,653), (128,2_048,2_284,2_146,2_329), (256,8_192,8_564,8_290,8_753), (512,32_768,33_412,32_866,33_889), (2048,524_288,526_564,524_386,528_769)])
+def test_parameter_counts(c, se, cbam, formula, gc):
+    assert [n_params(o) for o in (SE(c), CBAM(c), CBAM(c, bn=False, mlp_bias=False), GC(c))]==[se, cbam, formula, gc]
+
+def test_gc_quarter(): assert sum(n_params(GC(c, 1/4)) for c in (64,128,256,512) for _ in '12')==11_530_986-11_177_538
+
+KEYS = {'se':'fc1.weight fc2.weight', 'se-bias':'fc1.weight fc1.bias fc2.weight fc2.bias', 'channel':'fc1.weight fc1.bias fc2.weight fc2.bias',
+        'spatial':'conv.weight bn.weight bn.bias bn.running_mean bn.running_var bn.num_batches_tracked', 'spatial-formula':'conv.weight',
+        'cbam-formula':'channel.fc1.weight channel.fc2.weight spatial.conv.weight',
+        'cbam':'channel.fc1.weight channel.fc1.bias channel.fc2.weight channel.fc2.bias spatial.conv.weight spatial.bn.weight spatial.bn.bias spatial.bn.running_mean spatial.bn.running_var spatial.bn.num_batches_tracked',
+        'gc':'mask.weight mask.bias add.fc1.weight add.fc1.bias add.norm.weight add.norm.bias add.fc2.weight add.fc2.bias'}
+@pytest.mark.parametrize('kind', KEYS)
+def test_names_of_weights_do_not_change(kind): assert list(make(kind).state_dict())==KEYS[kind].split()
+
+def test_starts():
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 8, 8)
+    assert torch.equal(GC(64)(x), x)
+    assert (CBAM(64)(x, return_map=True)[1]['spatial']==.5).all()
+    m = CBAM(64)
+    assert not m.channel.fc1.bias.any() and not m.channel.fc2.bias.any() and not m.spatial.bn.weight.any()
+    assert (m.spatial.bn.eps,m.spatial.bn.momentum,m.spatial.conv.bias)==(1e-5,.01,None)
+    assert abs(torch.stack([SpatialGate(8).conv.weight for _ in range(99)]).std()-(2/49)**.5)<.01
+    g = GC(512)
+    assert not g.mask.bias.any() and abs(g.mask.weight.std()-(2/512)**.5)<.01 and g.add.norm.eps==1e-5
+
+def test_order_of_the_spatial_planes_is_max_mean():
+    m,x = SpatialGate(3, kernel_size=1, bn=False),torch.tensor([1.,2.,9.]).view(1,3,1,1)
+    with torch.no_grad(): m.conv.weight.copy_(torch.tensor([1.,0.]).view(1,2,1,1))
+    assert torch.allclose(m(x, return_map=True)[1]['spatial'], torch.sigmoid(torch.tensor(9.)))
+
+def test_channel_gate_adds_the_mlp_outputs():
+    m,x = make('channel'),torch.randn(2, 32, 5, 5)
+    z = [m.fc2(torch.relu(m.fc1(s))) for s in (x.mean((2,3)), x.amax((2,3)))]
+    assert torch.allclose(m(x, return_map=True)[1]['channel'].flatten(1), torch.sigmoid(z[0]+z[1]), atol=1e-6)
+
+# --- bad input ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize('call,says', [
+    (lambda: create('cbma', 64), 'choose one of cbam, channel, gc, se, spatial'),
+    (lambda: create('cbam', 64, reducton=8), "'cbam' accepts reduction, kernel_size, order, bn, mlp_bias, pools"),
+    (lambda: create('gc', 64, reduction=8), "'gc' accepts ratio, pool, fusion"),
+    (lambda: create('se', 0), 'at least 1'), (lambda: create('se', '64'), 'number of channels'), (lambda: create('se', True), 'number of channels'),
+    (lambda: SE(8), 'use an integer from 1 to 8'), (lambda: SE(64, 0), 'from 1 to 64'), (lambda: SE(64, 2.5), 'from 1 to 64'), (lambda: CBAM(8), 'from 1 to 8'),
+    (lambda: GC(8), 'at least 1/8'), (lambda: GC(64, 0), 'at least 1/64'), (lambda: GC(64, '1/16'), 'at least 1/64'),
+    (lambda: GC(64, pool='max'), "'att' or 'avg'"), (lambda: GC(64, fusion='none'), "'add', 'mul' or 'both'"),
+    (lambda: ChannelGate(64, pools=()), "('avg','max')"), (lambda: ChannelGate(64, pools=('avg','avg')), "('avg','max')"), (lambda: ChannelGate(64, pools='mean'), "('avg','max')"),
+    (lambda: SpatialGate(64, 6), 'odd'), (lambda: SpatialGate(64, -1), 'odd'), (lambda: CBAM(64, order='channel+spatial'), 'choose one of channel-spatial')])
+def test_bad_arguments(call, says):
+    with pytest.raises(ArgumentError) as e: call()
+    assert says in str(e.value) and '\n' not in str(e.value)
+
+@pytest.mark.parametrize('x,says', [(torch.zeros(1,8,4,4), '32 channels'), (torch.zeros(32,4,4), 'x[None]'), (torch.zeros(1,32,4,4).int(), 'x.float()'), ([1.], 'torch tensor')])
+def test_bad_feature_maps(x, says):
+    with pytest.raises(ShapeError, match=says.replace('[','\\[').replace('(','\\(').replace(')','\\)')): make('cbam')(x)
+
+def test_one_value_in_training():
+    with pytest.raises(ShapeError, match='more than one value'): CBAM(16).train()(torch.randn(1,16,1,1))
+    CBAM(16).train()(torch.randn(2,16,1,1)); CBAM(16).eval()(torch.randn(1,16,1,1))
+
+# --- registry -----------------------------------------------------------------------------------------
+@pytest.fixture
+def own_name(monkeypatch):
+    "The registry, put back after the test"
+    monkeypatch.setattr(registry, '_kinds', dict(registry._kinds))
+
+class Half(Attention):
+    "Multiply by one half"
+    def attend(self, x):
+        g = self.gate(torch.full_like(x[:,:,:1,:1], .5))
+        return x*g, {'channel': g}
+
+def test_own_module(own_name):
+    assert register('half')(Half) is Half
+    assert register('half')(Half) is Half
+    assert 'half' in available() and isinstance(create('half', 4), Half)
+    check_attention(Half(4))
+    with pytest.raises(ArgumentError, match='choose another name'): register('half')(nn.Identity)
+
+def test_own_function_with_any_keywords(own_name):
+    @register('any')
+    def make_any(channels, **kw): return SE(channels, **kw)
+    assert create('any', 8, reduction=2).fc1.out_features==4
+
+@pytest.mark.parametrize('attend,says', [
+    (lambda self,x: (x/2, {'spatial':x}), 'open gate'), (lambda self,x: (x, {}), 'a map for each image'), (lambda self,x: (x[:,:1], {'spatial':x}), 'same shape'),
+    (lambda self,x: (x*self.gate(x.mean(0, keepdim=True).expand_as(x)), {'spatial':x}), 'images do not mix')])
+def test_check_attention_finds(attend, says):
+    with pytest.raises(AssertionError, match=says): check_attention(type('Bad', (Attention,), dict(attend=attend))(3))
+
+def test_check_attention_finds_a_wrong_oracle():
+    with pytest.raises(AssertionError, match='oracle in float32'): check_attention(Half(3), lambda m,x: x*.51)
+
+# --- maps and gates of networks -----------------------------------------------------------------------
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3,16,3), CBAM(16), nn.Sequential(nn.Conv2d(16,16,1), GC(16, 1/4), SE(16)))
+
+def state(net): return {n:{k:v for k,v in vars(m).items() if not k.startswith('_') or k in ('_on_map','_open') or 'hooks' in k and v} for n,m in net.named_modules()}
+
+def test_outermost_modules_only():
+    assert {n:type(m).__name__ for n,m in attention_modules(network()).items()}=={'1':'CBAM','2.1':'GC','2.2':'SE'}
+    assert list(attention_modules(CBAM(16)))==['']
+
+def test_collect_maps():
+    net,x = network(),torch.randn(2,3,9,9)
+    before = state(net)
+    with collect_maps(net) as maps:
+        assert maps=={}
+        a = net(x); first = maps['1']['spatial']
+        net(x+1)
+    assert state(net)==before and a.requires_grad
+    assert list(maps)==['1','2.1','2.2'] and {k for o in maps.values() for k in o}=={'channel','spatial','context'}
+    assert not any(v.requires_grad for o in maps.values() for v in o.values())
+    net.eval(); net(x)
+    assert maps['1']['spatial'] is not first
+
+def test_collect_maps_gives_what_was_applied():
+    net,x = network().eval(),torch.randn(2,3,9,9)
+    with collect_maps(net) as maps: net(x)
+    assert torch.equal(maps['1']['channel'], net[1](net[0](x), return_map=True)[1]['channel'])
+
+def test_contexts_end_after_an_error_and_nest():
+    net,x = network().eval(),torch.randn(2,3,9,9)
+    before,out = state(net),net(x)
+    for ctx in (collect_maps, open_gates):
+        with pytest.raises(ZeroDivisionError):
+            with ctx(net): 1/0
+        assert state(net)==before
+    with open_gates(net):
+        with open_gates(net): pass
+        opened = net(x)
+    with collect_maps(net) as outer:
+        with collect_maps(net) as inner: net(x)
+        assert inner and not outer
+        net(x)
+    assert outer.keys()==inner.keys() and not torch.equal(opened, out)
+    assert torch.equal(net(x), out) and state(net)==before
+
+def test_open_network_is_the_plain_one():
+    net,x = network().eval(),torch.randn(2,3,9,9)
+    nn.init.normal_(net[2][1].add.fc2.weight)
+    with open_gates(net), collect_maps(net) as maps: assert torch.equal(net(x), net[2][0](net[0](x)))
+    assert (maps['1']['spatial']==1).all() and not maps['2.1']['context'].any()
+
+# --- what an import costs -----------------------------------------------------------------------------
+@pytest.mark.parametrize('what', ['from medattn_nb.attention import CBAM', 'import medattn_nb.attention'])
+def test_lean_import(what):
+    heavy = 'fastai torchvision matplotlib timm skimage sklearn pandas IPython fastcore'.split()
+    code = f'import sys\n{what}\nassert "torch" in sys.modules\nprint([o for o in {heavy} if o in sys.modules])'
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert r.returncode==0 and r.stdout.strip()=='[]', r.stdout+r.stderr
