@@ -6,12 +6,13 @@ Docs: https://medattn.github.io/medattn_nb/data/data.datasets.html.md"""
 
 # %% auto #0
 __all__ = ['SPLITS', 'read_image', 'read_mask', 'DataSet', 'Files', 'Data', 'split_name', 'from_manifest', 'from_folder',
-           'register_dataset', 'load', 'available', 'check', 'split_groups', 'kfold_groups', 'leaks', 'check_leak']
+           'register_dataset', 'load', 'available', 'check', 'split_groups', 'leaks', 'check_leak', 'kfold_groups']
 
-# %% ../../nbs/data/00_data.datasets.ipynb #f8c9b3bf
+# %% ../../nbs/data/00_data.datasets.ipynb #f29d32bd
 import hashlib,importlib,inspect,os,pkgutil,re
 from dataclasses import dataclass,replace
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
@@ -21,7 +22,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from ..core import ArgumentError,DataError,derive_seed
 from .transforms import preprocess as prepare,preprocess_mask as prepare_mask,to_tensor
 
-# %% ../../nbs/data/00_data.datasets.ipynb #cf38a207
+# %% ../../nbs/data/00_data.datasets.ipynb #80620cde
 def _to_uint8(im):
     "A PIL image as a `uint8` array `(H,W)` or `(H,W,3)`"
     if im.mode in ('1','L','LA','La'): return np.array(im.convert('L'))
@@ -30,6 +31,7 @@ def _to_uint8(im):
     lo,hi = a.min(),a.max()
     return ((a-lo)*(255/(hi-lo) if hi>lo else 0)).round().astype(np.uint8)
 
+# %% ../../nbs/data/00_data.datasets.ipynb #8560a92e
 def _open(path, name, f):
     "`f` of the picture at `path`; any failure becomes a `DataError` that names the file"
     try:
@@ -38,6 +40,7 @@ def _open(path, name, f):
     except (OSError,SyntaxError,ValueError,EOFError,Image.DecompressionBombError) as e:
         raise DataError(name, f'a file that cannot be read as an image ({type(e).__name__})', 'replace the file or take its row out of the table') from e
 
+# %% ../../nbs/data/00_data.datasets.ipynb #088ef562
 def read_image(
     path, # A picture that PIL can open
     name:str|None=None, # What to call the file in an error; default: its path
@@ -45,13 +48,14 @@ def read_image(
     "The picture at `path`, upright by its EXIF tag; raises `DataError` when it is missing or damaged"
     return _open(path, name or str(path), lambda im: _to_uint8(ImageOps.exif_transpose(im)))
 
-# %% ../../nbs/data/00_data.datasets.ipynb #524bb6d6
+# %% ../../nbs/data/00_data.datasets.ipynb #7ae18102
 def _to_mask(im):
     "A PIL image as a `bool` array `(H,W)`"
     a = np.array(ImageOps.exif_transpose(im))
     if a.ndim==3: a = a[...,:3].max(2) if a.shape[2]>2 else a[...,0]
     return a>127 if im.format=='JPEG' else a>0
 
+# %% ../../nbs/data/00_data.datasets.ipynb #616eeeb5
 def read_mask(
     path, # A picture that PIL can open
     name:str|None=None, # What to call the file in an error; default: its path
@@ -59,7 +63,7 @@ def read_mask(
     "The mask at `path`: true where it is not zero (in a JPEG, which has no sharp zero: above 127)"
     return _open(path, name or str(path), _to_mask)
 
-# %% ../../nbs/data/00_data.datasets.ipynb #272e785c
+# %% ../../nbs/data/00_data.datasets.ipynb #f11a5a0b
 @dataclass(frozen=True)
 class DataSet:
     "What is known about a collection of images, apart from the images"
@@ -78,17 +82,11 @@ class DataSet:
     notes:str='' # Caveats a user should know before believing a number
     synthetic:bool=False # Generated, not read from files?
     signs:tuple=() # Patterns inside a folder, one of which shows that it holds this data set
-
     def __post_init__(self):
         if self.channels not in (1,3): raise ArgumentError('channels', self.channels, 'use 1 (grey) or 3 (colour)')
         object.__setattr__(self, 'classes', tuple(self.classes))
 
-# %% ../../nbs/data/00_data.datasets.ipynb #7e7122d7
-def _size(im):
-    "Rows and columns from a picture's header, after its EXIF orientation"
-    turned = im.format in ('JPEG','TIFF') and im.getexif().get(0x0112, 1)>4
-    return im.size if turned else im.size[::-1]
-
+# %% ../../nbs/data/00_data.datasets.ipynb #a21ec204
 class Files:
     "Reads the pictures and masks of an items table from a folder"
     def __init__(self,
@@ -106,37 +104,55 @@ class Files:
         if row.mask is None: return None
         self.header(row)
         return read_mask(self.root/row.mask, row.mask)
-    def header(self,
-        row, # A row of the items table
-    ):
-        "Raise `DataError` unless picture and mask exist, look like images and have one size; reads headers only"
-        hw = _open(self.root/row.file, row.file, _size)
-        if row.mask is None: return
-        mhw = _open(self.root/row.mask, row.mask, _size)
-        if hw!=mhw: raise DataError(row.mask, f'a mask of {mhw[0]}x{mhw[1]} pixels', f'its image {row.file} has {hw[0]}x{hw[1]} (rows x columns): make them equal')
-    def content(self,
-        row, # A row of the items table
-    )->str: # SHA-256 of the picture file and, after a space, of the mask file
-        "What `Data.fingerprint` hashes"
-        return ' '.join(self._sha(o) for o in (row.file,row.mask) if o is not None)
-    def _sha(self, f):
-        try: return hashlib.sha256((self.root/f).read_bytes()).hexdigest()
-        except OSError: raise DataError(f, 'no readable file of this name', 'restore the file or take its row out of the table') from None
 
-# %% ../../nbs/data/00_data.datasets.ipynb #3742a06a
+# %% ../../nbs/data/00_data.datasets.ipynb #10766fcb
+def _size(im):
+    "Rows and columns from a picture's header, after its EXIF orientation"
+    turned = im.format in ('JPEG','TIFF') and im.getexif().get(0x0112, 1)>4
+    return im.size if turned else im.size[::-1]
+
+# %% ../../nbs/data/00_data.datasets.ipynb #610078f0
+@patch
+def header(self:Files,
+    row, # A row of the items table
+):
+    "Raise `DataError` unless picture and mask exist, look like images and have one size; reads headers only"
+    hw = _open(self.root/row.file, row.file, _size)
+    if row.mask is None: return
+    mhw = _open(self.root/row.mask, row.mask, _size)
+    if hw!=mhw: raise DataError(row.mask, f'a mask of {mhw[0]}x{mhw[1]} pixels', f'its image {row.file} has {hw[0]}x{hw[1]} (rows x columns): make them equal')
+
+# %% ../../nbs/data/00_data.datasets.ipynb #84f1e018
+@patch
+def _sha(self:Files, f):
+    try: return hashlib.sha256((self.root/f).read_bytes()).hexdigest()
+    except OSError: raise DataError(f, 'no readable file of this name', 'restore the file or take its row out of the table') from None
+
+# %% ../../nbs/data/00_data.datasets.ipynb #0a8b2d13
+@patch
+def content(self:Files,
+    row, # A row of the items table
+)->str: # SHA-256 of the picture file and, after a space, of the mask file
+    "What `Data.fingerprint` hashes"
+    return ' '.join(self._sha(o) for o in (row.file,row.mask) if o is not None)
+
+# %% ../../nbs/data/00_data.datasets.ipynb #133667dc
 SPLITS = 'train','valid','test'
 _columns = ['file','label','class','mask','group','split']
 
+# %% ../../nbs/data/00_data.datasets.ipynb #3fb3ce42
 def _items(df, classes):
     "`df` with the columns every items table has, in order, extras after them"
     df = df.reset_index(drop=True).copy()
     df['file'],df['label'] = df['file'].astype(str),df['label'].astype(int)
+    if not df['label'].between(0, len(classes)-1).all(): raise ArgumentError('label', sorted(set(df['label'])), f'use 0 to {len(classes)-1}, an index into the classes')
     df['class'] = [classes[o] for o in df['label']]
     for c,d in (('mask',None),('group',df['file']),('split','')):
         if c not in df: df[c] = d
     df['mask'] = pd.Series([o if isinstance(o, str) and o else None for o in df['mask']], dtype=object, index=df.index)
     return df[_columns+[o for o in df if o not in _columns]]
 
+# %% ../../nbs/data/00_data.datasets.ipynb #2d0a26ad
 class Data:
     "A data set with its items: a description, a table with one row an image, and a reader"
     def __init__(self,
@@ -147,7 +163,7 @@ class Data:
     ):
         self.info,self.root = info,None if root is None else Path(root)
         self.items,self.reader = _items(items, info.classes),reader or Files(root)
-        self._rows,self._cache = list(self.items.itertuples()),{}
+        self._rows,self._cache = [SimpleNamespace(**o) for o in self.items.to_dict('records')],{}
     def __len__(self): return len(self.items)
     def __repr__(self):
         sides = [f'{o} {(self.items.split==o).sum()}' for o in SPLITS if (self.items.split==o).any()]
@@ -156,18 +172,24 @@ class Data:
     def classes(self): return list(self.info.classes)
     @property
     def labels(self): return self.items.label.to_numpy(np.int64)
-    def image(self,
-        i:int, # Row of the table
-    )->np.ndarray: # `uint8`, `(H,W)` or `(H,W,3)`
-        "Picture `i`"
-        return self.reader.image(self._rows[i])
-    def mask(self,
-        i:int, # Row of the table
-    )->np.ndarray|None: # `bool`, `(H,W)`; `None` when the image has no mask
-        "Mask `i`"
-        return self.reader.mask(self._rows[i])
 
-# %% ../../nbs/data/00_data.datasets.ipynb #7c668fea
+# %% ../../nbs/data/00_data.datasets.ipynb #69ca0e5b
+@patch
+def image(self:Data,
+    i:int, # Row of the table
+)->np.ndarray: # `uint8`, `(H,W)` or `(H,W,3)`
+    "Picture `i`; raises `DataError` naming a file that cannot be read"
+    return self.reader.image(self._rows[i])
+
+# %% ../../nbs/data/00_data.datasets.ipynb #9cfdb773
+@patch
+def mask(self:Data,
+    i:int, # Row of the table
+)->np.ndarray|None: # `bool`, `(H,W)`; `None` when the image has no mask
+    "Mask `i`; raises `DataError` when it has not the size of its image"
+    return self.reader.mask(self._rows[i])
+
+# %% ../../nbs/data/00_data.datasets.ipynb #97866d6e
 @patch
 def take(self:Data,
     idx, # Rows to keep: positions or a boolean array
@@ -175,6 +197,7 @@ def take(self:Data,
     "The items at `idx`"
     return Data(self.info, self.items.iloc[idx], self.root, self.reader)
 
+# %% ../../nbs/data/00_data.datasets.ipynb #51d953c0
 @patch
 def subset(self:Data,
     split:str, # 'train', 'valid' or 'test'
@@ -185,6 +208,7 @@ def subset(self:Data,
     if not len(idx): raise DataError(self.info.name, f'no images in split {split!r}', 'make the split with split_groups')
     return self.take(idx)
 
+# %% ../../nbs/data/00_data.datasets.ipynb #26e7b223
 @patch
 def describe(self:Data)->pd.DataFrame: # Rows: splits; columns: classes and their sum
     "How many images each class has in each split"
@@ -194,7 +218,7 @@ def describe(self:Data)->pd.DataFrame: # Rows: splits; columns: classes and thei
     t['all'] = t.sum(axis=1)
     return t.rename_axis(index='split', columns='class')
 
-# %% ../../nbs/data/00_data.datasets.ipynb #b038cc72
+# %% ../../nbs/data/00_data.datasets.ipynb #0f053dd5
 @patch
 def tensors(self:Data,
     size:int, # Side of the squares
@@ -208,6 +232,7 @@ def tensors(self:Data,
     if key not in self._cache: self._cache[key] = torch.stack([to_tensor(prepare(self.image(i), names, size, c)) for i in range(len(self))])
     return self._cache[key]
 
+# %% ../../nbs/data/00_data.datasets.ipynb #9968c283
 @patch
 def mask_tensors(self:Data,
     size:int, # Side of the squares
@@ -223,39 +248,42 @@ def mask_tensors(self:Data,
         raise DataError(self._rows[i].file, 'an image without a mask', "pass missing='empty' if that means that nothing is there")
     return torch.stack([torch.from_numpy(one(i))[None] for i in range(len(self))])
 
-# %% ../../nbs/data/00_data.datasets.ipynb #a76224a9
+# %% ../../nbs/data/00_data.datasets.ipynb #2864b8e6
 def _digest(lines):
     "SHA-256 of the sorted lines"
     return hashlib.sha256('\n'.join(sorted(lines)).encode()).hexdigest()
 
+# %% ../../nbs/data/00_data.datasets.ipynb #500bc352
 @patch(as_prop=True)
 def contents(self:Data)->list: # One line an item: the hash of its picture and of its mask
     "Content hashes in table order, read once"
     if 'contents' not in self._cache: self._cache['contents'] = [self.reader.content(o) for o in self._rows]
     return self._cache['contents']
 
+# %% ../../nbs/data/00_data.datasets.ipynb #5a853d4c
 @patch(as_prop=True)
 def fingerprint(self:Data)->str: # 64 hexadecimal digits
     "SHA-256 over the sorted content hashes: changes with any picture or mask, not with names, order, labels or splits"
     return _digest(self.contents)
 
+# %% ../../nbs/data/00_data.datasets.ipynb #0c633204
 @patch(as_prop=True)
 def split_fingerprint(self:Data)->str: # 64 hexadecimal digits
     "As `fingerprint`, with the class and the split of every image"
     return _digest(f'{c} {k} {s}' for c,k,s in zip(self.contents, self.items['class'], self.items.split))
 
-# %% ../../nbs/data/00_data.datasets.ipynb #9adcc225
-def _raise(file, problem, fix): raise DataError(file, problem, fix)
-
+# %% ../../nbs/data/00_data.datasets.ipynb #8e4aa9d2
 _sides = {**{o:o for o in SPLITS}, 'training':'train', 'val':'valid', 'validation':'valid', 'dev':'valid', 'testing':'test', **{o:'' for o in ('','none','nan','na')}}
 _groups = 'group','patient','patient_id','case','case_id','subject','near_group'
 
+# %% ../../nbs/data/00_data.datasets.ipynb #4621a4df
 def split_name(
     name:str, # As somebody wrote it: 'Training', 'val', 'none' ...
 )->str|None: # 'train', 'valid', 'test', '' for none, or `None` when it is not a split's name
     "The name used here for a split"
     return _sides.get(str(name).strip().lower())
 
+# %% ../../nbs/data/00_data.datasets.ipynb #880889b9
 def _table(p):
     "A manifest as text columns"
     try: df = pd.read_csv(p, dtype=str, keep_default_na=False, encoding='utf-8-sig')
@@ -266,17 +294,36 @@ def _table(p):
     df['file'] = df['file'].str.strip().str.replace('\\', '/')
     return df
 
+# %% ../../nbs/data/00_data.datasets.ipynb #751ebf85
 def _column(df, asked, known, what):
     "The column asked for, else the first known one, else `None`"
     if asked is not None and asked not in df: raise ArgumentError(what, asked, f"choose a column of the manifest: {', '.join(df)}")
     return asked or next((o for o in known if o in df), None)
 
-# %% ../../nbs/data/00_data.datasets.ipynb #30cd76c3
+# %% ../../nbs/data/00_data.datasets.ipynb #6a10f9ad
+def _raise(file, problem, fix): raise DataError(file, problem, fix)
+
+# %% ../../nbs/data/00_data.datasets.ipynb #7363b4e9
 def _natural(s): return (0,float(s),s) if re.fullmatch(r'-?\d+(\.\d+)?', s) else (1,0.,s)
 
+# %% ../../nbs/data/00_data.datasets.ipynb #b8c8c8c7
+def _ordered(df, name, where, report):
+    "Classes in the order of their labels, when a manifest has both columns"
+    pairs = sorted({(k,n) for k,n in zip(df['label'].str.strip(), name) if n}, key=lambda o: _natural(o[0]))
+    if [o[0] for o in pairs]==[str(i) for i in range(len(pairs))] and len({o[1] for o in pairs})==len(pairs): return [o[1] for o in pairs]
+    report(where, 'labels and classes that do not pair', 'number the classes 0, 1, 2 ... or take the column label out')
+
+# %% ../../nbs/data/00_data.datasets.ipynb #73a444c2
+def _named(df, classes):
+    "The class of each row as text; a lone number is an index into `classes` where these are given"
+    name = df['class' if 'class' in df else 'label'].str.strip().replace(['nan','NaN'], '')
+    number = {str(i):o for i,o in enumerate(classes or ())}
+    return name.replace(number) if 'class' not in df and set(name)<={'',*number} else name
+
+# %% ../../nbs/data/00_data.datasets.ipynb #7cb1122d
 def _classes(df, classes, where, report):
     "The class of each row (empty where it is not known), and the tuple of classes"
-    name = df['class' if 'class' in df else 'label'].str.strip().replace('nan', '')
+    name = _named(df, classes)
     for o in df['file'][name=='']: report(o, 'no label', 'give it one or take its row out of the table')
     if classes is None and {'label','class'}<=set(df): classes = _ordered(df, name, where, report)
     if classes is None: classes = sorted(set(name)-{''}, key=_natural)
@@ -286,12 +333,7 @@ def _classes(df, classes, where, report):
         if o not in set(name): report(where, f'no images of class {o!r}', 'add some or leave the class out')
     return name.where(name.isin(list(classes)), ''),tuple(classes)
 
-def _ordered(df, name, where, report):
-    "Classes in the order of their labels, when a manifest has both columns"
-    pairs = sorted({(k,n) for k,n in zip(df['label'].str.strip(), name) if n})
-    if [o[0] for o in pairs]==[str(i) for i in range(len(pairs))] and len({o[1] for o in pairs})==len(pairs): return [o[1] for o in pairs]
-    report(where, 'labels and classes that do not pair', 'number the classes 0, 1, 2 ... or take the column label out')
-
+# %% ../../nbs/data/00_data.datasets.ipynb #60df2eef
 def _splits(df, asked, where, report):
     "The split of each row; of `split` and `suggested_split` the first that holds splits"
     cols = [asked] if _column(df, asked, (), 'split') else [o for o in ('split','suggested_split') if o in df]
@@ -301,7 +343,24 @@ def _splits(df, asked, where, report):
     for v,n in df[c][named[c].isna()].value_counts(sort=False).items(): report(where, f'split {v!r} in {n} rows', "use train, valid or test, or choose another column with split=")
     return named[c].fillna('')
 
-# %% ../../nbs/data/00_data.datasets.ipynb #1a03b433
+# %% ../../nbs/data/00_data.datasets.ipynb #d270fe13
+def _numbers(s):
+    "A text column as numbers where every filled cell is one"
+    n = pd.to_numeric(s.replace('', np.nan), errors='coerce')
+    return n if n.notna().sum()==(s!='').sum() and n.notna().any() else s
+
+# %% ../../nbs/data/00_data.datasets.ipynb #4cd4ed4d
+def _own(root, df, classes, report):
+    "`Data` of somebody's own folder; it is grey when its first picture is"
+    if not len(df): raise DataError(root.name, 'no images', 'a data set needs at least one image with a label')
+    name = root.resolve().name
+    d = Data(DataSet(name, name, classes=classes, images=len(df)), df, root)
+    try: grey = d.image(0).ndim==2
+    except DataError: grey = True
+    d.info = replace(d.info, channels=1 if grey else 3)
+    return d
+
+# %% ../../nbs/data/00_data.datasets.ipynb #9cc1f64f
 def _manifest(path, report, classes=None, group=None, split=None, rows=None):
     "`Data` from a manifest; what is wrong goes to `report`, and its rows are left out"
     p = Path(path)
@@ -319,21 +378,7 @@ def _manifest(path, report, classes=None, group=None, split=None, rows=None):
     for o in set(df)-set(_columns): df[o] = _numbers(df[o])
     return _own(p.parent, df, classes, report)
 
-def _numbers(s):
-    "A text column as numbers where every filled cell is one"
-    n = pd.to_numeric(s.replace('', np.nan), errors='coerce')
-    return n if n.notna().sum()==(s!='').sum() and n.notna().any() else s
-
-def _own(root, df, classes, report):
-    "`Data` of somebody's own folder; it is grey when its first picture is"
-    if not len(df): raise DataError(root.name, 'no images', 'a data set needs at least one image with a label')
-    d = Data(DataSet(root.resolve().name, root.resolve().name, classes=classes, images=len(df)), df, root)
-    try: grey = d.image(0).ndim==2
-    except DataError: grey = True
-    d.info = replace(d.info, channels=1 if grey else 3)
-    return d
-
-# %% ../../nbs/data/00_data.datasets.ipynb #ae01dddc
+# %% ../../nbs/data/00_data.datasets.ipynb #d321a36a
 def _verify(data, report, full=False):
     "Report every file of `data` that is missing, unreadable or of another size; `full` decodes the pictures"
     r = data.reader
@@ -343,6 +388,7 @@ def _verify(data, report, full=False):
             except DataError as e: report(e.name, e.value, e.fix)
     return data
 
+# %% ../../nbs/data/00_data.datasets.ipynb #1f6b7689
 def from_manifest(
     path, # A manifest.csv, or the folder that has one; the files in it are named from that folder
     classes=None, # Class names in the order of their labels; default: sorted, or by the column `label` if there is one beside `class`
@@ -355,34 +401,40 @@ def from_manifest(
     d = _manifest(path, _raise, classes, group, split, rows)
     return _verify(d, _raise) if verify else d
 
-# %% ../../nbs/data/00_data.datasets.ipynb #774c27bd
+# %% ../../nbs/data/00_data.datasets.ipynb #00b0e9ee
+@patch
+def to_manifest(self:Data,
+    path, # The CSV file to write; its folder is where the paths in it start
+)->Path: # `path`
+    "Write the items table as a manifest that `from_manifest` reads; raises `DataError` for a set without files"
+    if self.root is None: raise DataError(self.info.name, 'a data set without files', 'keep its options instead: they decide every image')
+    p = Path(path)
+    def moved(f): return '' if f is None else Path(os.path.relpath(self.root/f, p.parent)).as_posix()
+    self.items.assign(file=self.items['file'].map(moved), mask=[moved(o) for o in self.items['mask']]).to_csv(p, index=False)
+    return p
+
+# %% ../../nbs/data/00_data.datasets.ipynb #ed548a68
 _suffixes = {'.png','.jpg','.jpeg','.bmp','.tif','.tiff','.gif','.webp','.pgm','.ppm'}
 
+# %% ../../nbs/data/00_data.datasets.ipynb #2f158b69
 def _pictures(p, deep=True):
     "The image files in `p`, hidden ones left out, in order"
     return sorted(o for o in (p.rglob('*') if deep else p.glob('*')) if o.suffix.lower() in _suffixes and not o.name.startswith('.'))
 
+# %% ../../nbs/data/00_data.datasets.ipynb #37cfb4fe
 def _subfolders(p): return sorted(o for o in p.iterdir() if o.is_dir() and not o.name.startswith(('.','__')))
 
-def _folder(path, report, classes=None, group=None):
-    "`Data` from class folders, or split folders with class folders in them"
-    p = Path(path)
-    if not p.is_dir(): raise DataError(str(p), 'no folder of this name', 'give the folder that has one folder a class')
+# %% ../../nbs/data/00_data.datasets.ipynb #63bc5d5b
+def _class_folders(p):
+    "The split and the path of every class folder in `p`, and the folders where no image should lie"
     tops = _subfolders(p)
     sides = [bool(split_name(o.name)) for o in tops]
     if not tops: raise DataError(str(p), 'no folders inside', 'put the images of each class into a folder of its own, or write a manifest.csv')
     if any(sides) and not all(sides): raise DataError(str(p), f"folders {', '.join(o.name for o in tops)}", 'use either split folders or class folders at the top')
-    found = [(split_name(o.name),q) for o in tops for q in _subfolders(o)] if all(sides) else [('',o) for o in tops]
-    for o in [p]+tops*all(sides):
-        for f in _pictures(o, deep=False): report(str(f.relative_to(p)), 'an image outside the class folders', 'move it into the folder of its class')
-    df = pd.DataFrame([dict(file=f.relative_to(p).as_posix(), split=s, **{'class':q.name}) for s,q in found for f in _pictures(q)], columns=['file','split','class'])
-    names = tuple(classes or sorted({q.name for _,q in found}, key=_natural))
-    for o in names:
-        if not (df['class']==o).any(): report(o, 'a class folder with no images', 'add images or remove the folder')
-    for o in set(df['class'])-set(names): report(o, 'a class folder not in classes', f"classes are {', '.join(names)}")
-    df = df[df['class'].isin(names)]
-    return _own(p, df.assign(label=[names.index(o) for o in df['class']], group=_group_of(df['file'], group, report)), names, report)
+    if all(sides): return [(split_name(o.name),q) for o in tops for q in _subfolders(o)],[p,*tops]
+    return [('',o) for o in tops],[p]
 
+# %% ../../nbs/data/00_data.datasets.ipynb #25052072
 def _group_of(files, pattern, report):
     "The first bracket of `pattern` in each path; without a pattern the path itself"
     def one(f):
@@ -391,6 +443,23 @@ def _group_of(files, pattern, report):
         return (m[1] if m.re.groups else m[0]) if m else f
     return [one(o) if pattern else o for o in files]
 
+# %% ../../nbs/data/00_data.datasets.ipynb #ed6b463b
+def _folder(path, report, classes=None, group=None):
+    "`Data` from class folders, or split folders with class folders in them"
+    p = Path(path)
+    if not p.is_dir(): raise DataError(str(p), 'no folder of this name', 'give the folder that has one folder a class')
+    found,above = _class_folders(p)
+    for o in above:
+        for f in _pictures(o, deep=False): report(f.relative_to(p).as_posix(), 'an image outside the class folders', 'move it into the folder of its class')
+    df = pd.DataFrame([dict(file=f.relative_to(p).as_posix(), split=s, **{'class':q.name}) for s,q in found for f in _pictures(q)], columns=['file','split','class'])
+    names = tuple(classes or sorted({q.name for _,q in found}, key=_natural))
+    for o in names:
+        if not (df['class']==o).any(): report(o, 'a class folder with no images', 'add images or remove the folder')
+    for o in sorted({q.name for _,q in found}-set(names)): report(o, 'a class folder not in classes', f"classes are {', '.join(names)}")
+    df = df[df['class'].isin(names)]
+    return _own(p, df.assign(label=[names.index(o) for o in df['class']], group=_group_of(df['file'], group, report)), names, report)
+
+# %% ../../nbs/data/00_data.datasets.ipynb #f274aaaa
 def from_folder(
     path, # A folder with one folder a class, or with train, valid and test folders that have one folder a class
     classes=None, # Class folders in the order of their labels; default: sorted by name
@@ -401,65 +470,78 @@ def from_folder(
     d = _folder(path, _raise, classes, group)
     return _verify(d, _raise) if verify else d
 
-# %% ../../nbs/data/00_data.datasets.ipynb #a0bcd19e
+# %% ../../nbs/data/00_data.datasets.ipynb #47280618
 _registry = {}
 
+# %% ../../nbs/data/00_data.datasets.ipynb #1febbaf2
 def register_dataset(
     info:DataSet, # The description
 ): # A decorator for the loader
     "Register a loader: a function of `(root, report, **options)` that returns `Data` and tells `report(file, problem, fix)` what is wrong"
-    def _f(fn): _registry[info.name] = info,fn; return fn
+    def _f(fn):
+        _registry[info.name] = info,fn
+        return fn
     return _f
 
+# %% ../../nbs/data/00_data.datasets.ipynb #3c1709b0
 def _discover():
     "Import every module of the data package, so that its loaders are registered"
     pkg = importlib.import_module('medattn_nb.data')
     for m in pkgutil.iter_modules(pkg.__path__): importlib.import_module(f'{pkg.__name__}.{m.name}')
     return _registry
 
+# %% ../../nbs/data/00_data.datasets.ipynb #8f82550c
 def _is_at(info, p): return p.is_dir() and any(next(p.glob(o), None) is not None for o in info.signs)
 
+# %% ../../nbs/data/00_data.datasets.ipynb #c0e6e2cc
 def _base(root):
     root = root or os.environ.get('MEDATTN_DATA')
     return Path(root).expanduser() if root else None
 
+# %% ../../nbs/data/00_data.datasets.ipynb #ac3c7972
 def _locate(info, root):
     "The folder of a data set: under `root` (or MEDATTN_DATA) by its name, or `root` itself"
     base = _base(root)
     if base is None: raise DataError(info.name, 'no folder to look in', f'pass root= or set MEDATTN_DATA to the folder that has {info.name}. {info.how_to_get}')
     for o in (base/info.name,base):
         if _is_at(info, o): return o
+    if (base/info.name).is_dir(): raise DataError(info.name, 'a folder without its files', f"looked in {base/info.name} for {' or '.join(info.signs)}. {info.how_to_get}")
     raise DataError(info.name, 'no such data set there', f'looked for {base/info.name} and in {base} itself. {info.how_to_get}')
 
-# %% ../../nbs/data/00_data.datasets.ipynb #388f3d95
+# %% ../../nbs/data/00_data.datasets.ipynb #8c219da9
+def _unregistered(name, base, options):
+    "A folder under `base` with a manifest.csv"
+    for o in (base/name,base) if base else ():
+        if o.name==name and (o/'manifest.csv').is_file(): return from_manifest(o, **options)
+    raise ArgumentError('name', name, f"choose one of {', '.join(sorted(_registry))}, or a folder with a manifest.csv under MEDATTN_DATA")
+
+# %% ../../nbs/data/00_data.datasets.ipynb #d6b92fac
 def load(
     name:str, # A registered name (see `available`), or a folder under MEDATTN_DATA that has a manifest.csv
     root=None, # The folder that holds the data sets, or the data set's own; default: the environment variable MEDATTN_DATA
     **options, # For the loader (see its page), or for `from_manifest`
 )->Data:
     "The data set called `name`; raises `DataError` with the path looked for and how to get the set when it is not there"
-    reg,base = _discover(),_base(root)
-    if name not in reg:
-        if base and (base/name/'manifest.csv').is_file(): return from_manifest(base/name, **options)
-        raise ArgumentError('name', name, f"choose one of {', '.join(sorted(reg))}, or a folder with a manifest.csv under MEDATTN_DATA")
-    info,fn = reg[name]
+    if name not in _discover(): return _unregistered(name, _base(root), options)
+    info,fn = _registry[name]
     known = list(inspect.signature(fn).parameters)[2:]
     for o in options:
         if o not in known: raise ArgumentError(o, options[o], f"options of {name}: {', '.join(known) or 'none'}")
     if info.synthetic: return fn(None, _raise, **options)
     return _verify(fn(_locate(info, root), _raise, **options), _raise)
 
+# %% ../../nbs/data/00_data.datasets.ipynb #b059cf47
 def available(
     root=None, # As for `load`
 )->pd.DataFrame: # name, title, task, images, licence, synthetic, found
     "Every registered data set, and whether it is here"
     base = _base(root)
     def found(o): return o.synthetic or (base is not None and any(_is_at(o, p) for p in (base/o.name,base)))
-    infos = [o for o,_ in (_discover()[k] for k in sorted(_discover()))]
+    infos = [_registry[k][0] for k in sorted(_discover())]
     return pd.DataFrame([dict(name=o.name, title=o.title, task=o.task, images=o.images, licence=o.licence, synthetic=o.synthetic, found=found(o)) for o in infos],
                         columns=['name','title','task','images','licence','synthetic','found'])
 
-# %% ../../nbs/data/00_data.datasets.ipynb #5d1540fc
+# %% ../../nbs/data/00_data.datasets.ipynb #bb13a1bc
 def _scan(p, report):
     "The data sets in folder (or manifest) `p`"
     if not p.exists(): raise DataError(str(p), 'nothing of this name', 'give a folder of images or a manifest.csv')
@@ -470,6 +552,7 @@ def _scan(p, report):
     if inner: return [d for o in inner for d in _scan(o, lambda f,*a: report(f'{o.name}/{f}',*a))]
     return [_folder(p, report)]
 
+# %% ../../nbs/data/00_data.datasets.ipynb #6bd7ae46
 def check(
     path, # A manifest.csv, a folder of images, a registered data set's folder, or a folder of several of these
 )->pd.DataFrame: # One row a problem: file, problem, fix; `attrs['images']` counts what was read
@@ -483,10 +566,7 @@ def check(
     out.attrs['images'] = n
     return out
 
-# %% ../../nbs/data/00_data.datasets.ipynb #df9be7be
-def _with_split(data, split):
-    return Data(data.info, data.items.assign(split=split), data.root, data.reader)
-
+# %% ../../nbs/data/00_data.datasets.ipynb #a3d5b012
 def _fractions(fractions):
     "Fractions as a dict by split name"
     if not isinstance(fractions, dict): fractions = dict(zip(SPLITS, fractions)) if len(fractions)<=3 else {}
@@ -494,20 +574,30 @@ def _fractions(fractions):
     if not ok: raise ArgumentError('fractions', fractions, 'use positive numbers that sum to 1, for train, valid and test in this order or as a dict')
     return fractions
 
+# %% ../../nbs/data/00_data.datasets.ipynb #42ca564f
 def _deal(counts, fractions, rng):
     "The side of each group: the largest first, each to the side that then comes nearest to its share of every class"
-    target = np.outer(fractions, counts.sum(0))                               # sides, classes
+    target = np.outer(fractions, counts.sum(0)) # sides, classes
     have,side = np.zeros_like(target),np.full(len(counts), -1)
     order = rng.permutation(len(counts))
     for k,g in enumerate(order[np.argsort(-counts[order].sum(1), kind='stable')]):
         miss = ((have+counts[g]-target)**2-(have-target)**2)/np.maximum(target, 1e-9)
         empty = have.sum(1)==0
-        cost = miss[:,counts.sum(0)>0].sum(1) + np.where(empty.sum()>=len(counts)-k, np.where(empty, 0, np.inf), 0)
-        side[g] = cost.argmin()
+        last_chance = np.where(empty.sum()>=len(counts)-k, np.where(empty, 0, np.inf), 0)
+        side[g] = (miss[:,counts.sum(0)>0].sum(1)+last_chance).argmin()
         have[side[g]] += counts[g]
     return side
 
-# %% ../../nbs/data/00_data.datasets.ipynb #6b2af378
+# %% ../../nbs/data/00_data.datasets.ipynb #8113006a
+def _with_split(data, split): return Data(data.info, data.items.assign(split=split), data.root, data.reader)
+
+# %% ../../nbs/data/00_data.datasets.ipynb #fe6a2038
+def _dealt(data, of):
+    "The splits as they are, and the rows to be dealt out"
+    old = data.items.split.to_numpy(object)
+    return old,np.arange(len(data)) if of is None else np.flatnonzero(old==of)
+
+# %% ../../nbs/data/00_data.datasets.ipynb #ac95e4ca
 def split_groups(
     data:Data, # Any data set
     fractions=(.8,.2), # Shares of train and valid (and test), or a dict by split name; they sum to 1
@@ -516,9 +606,7 @@ def split_groups(
     of:str|None=None, # Deal out only the images of this split, as 'train' of a set that came with train and test
 )->Data: # The same items with a new column `split`
     "Deal whole groups to the sides of a split; raises `DataError` when there are fewer groups than sides"
-    f = _fractions(fractions)
-    old = data.items.split.to_numpy(object)
-    at = np.arange(len(data)) if of is None else np.flatnonzero(old==of)
+    f,(old,at) = _fractions(fractions),_dealt(data, of)
     names,g = np.unique(data.items.group.to_numpy(str)[at], return_inverse=True)
     if len(names)<len(f): raise DataError(data.info.name, f'{len(names)} groups for {len(f)} sides', 'ask for fewer sides: a group is never divided')
     counts = np.zeros((len(names),len(data.classes) if stratify else 1))
@@ -528,36 +616,18 @@ def split_groups(
     new[at] = np.array(list(f), dtype=object)[side[g]]
     return _with_split(data, new)
 
-def kfold_groups(
-    data:Data, # Any data set
-    k:int=5, # Number of folds
-    seed:int=0, # Chooses among the possible folds
-    of:str|None=None, # Fold only the images of this split; the others keep theirs
-)->list: # `k` times `Data` with fold i as 'valid', the other folds as 'train'
-    "Stratified folds of whole groups (scikit-learn's `StratifiedGroupKFold`)"
-    old = data.items.split.to_numpy(object)
-    at = np.arange(len(data)) if of is None else np.flatnonzero(old==of)
-    g,y = data.items.group.to_numpy(str)[at],data.labels[at]
-    if not 2<=k<=len(set(g)): raise ArgumentError('k', k, f'use 2 to {len(set(g))} folds: {data.info.name} has {len(set(g))} groups')
-    def one(valid):
-        new = old.copy()
-        new[at] = 'train'
-        new[at[valid]] = 'valid'
-        return _with_split(data, new)
-    folds = StratifiedGroupKFold(k, shuffle=True, random_state=derive_seed(seed,'folds'))
-    return [one(o) for _,o in folds.split(np.zeros(len(at)), y, g)]
-
-# %% ../../nbs/data/00_data.datasets.ipynb #bd73d695
+# %% ../../nbs/data/00_data.datasets.ipynb #47af445d
 def leaks(
     data:Data, # Any data set with splits
-    content:bool=False, # Treat images with identical files as one group too?
-)->pd.DataFrame: # One row a group that lies on two sides: group, the images it has on each side
+    content:bool=False, # Treat images with identical files as one group, instead of patients?
+)->pd.DataFrame: # One row a group that lies on two sides, with the number of its images on each side
     "The groups that lie on more than one side of the split"
     it = data.items[data.items.split!='']
     g = pd.Series(data.contents, dtype=str)[it.index] if content else it.group
     t = pd.crosstab(g.rename('group'), it.split)
-    return t[(t>0).sum(1)>1].reindex(columns=[o for o in SPLITS if o in t]).rename_axis(columns=None)
+    return t[(t>0).sum(axis=1)>1].reindex(columns=[o for o in SPLITS if o in t]).rename_axis(columns=None)
 
+# %% ../../nbs/data/00_data.datasets.ipynb #c7320b94
 def check_leak(
     data:Data, # Any data set with splits
     content:bool=False, # Look for identical files on two sides too?
@@ -567,3 +637,22 @@ def check_leak(
         t = leaks(data, c)
         if len(t): raise DataError(f'group {t.index[0]}', f"images in {' and '.join(o for o in t if t[o].iloc[0])}", f'{len(t)} groups of {data.info.name} lie on two sides: split it with split_groups')
     return data
+
+# %% ../../nbs/data/00_data.datasets.ipynb #545b02f9
+def kfold_groups(
+    data:Data, # Any data set
+    k:int=5, # Number of folds
+    seed:int=0, # Chooses among the possible folds
+    of:str|None=None, # Fold only the images of this split; the others keep theirs
+)->list: # `k` times `Data` with fold i as 'valid', the other folds as 'train'
+    "Stratified folds of whole groups; raises `ArgumentError` for more folds than groups"
+    old,at = _dealt(data, of)
+    g,y = data.items.group.to_numpy(str)[at],data.labels[at]
+    if not 2<=k<=len(set(g)): raise ArgumentError('k', k, f'use 2 to {len(set(g))} folds: {data.info.name} has {len(set(g))} groups')
+    def one(valid):
+        new = old.copy()
+        new[at] = 'train'
+        new[at[valid]] = 'valid'
+        return _with_split(data, new)
+    folds = StratifiedGroupKFold(k, shuffle=True, random_state=derive_seed(seed,'folds'))
+    return [one(o) for _,o in folds.split(np.zeros(len(at)), y, g)]
