@@ -15,8 +15,7 @@ def test_counts(kind, extra): assert n_params(resnet18(attention=kind))==11_177_
 
 def test_gc_quarter(): assert n_params(resnet18(attention='gc', ratio=1/4))==11_530_986
 
-@pytest.mark.parametrize('init', ['he','he_uniform','default'])
-@pytest.mark.parametrize('keep', [True,False])
+@pytest.mark.parametrize('init,keep', [('he',True), ('he',False), ('default',True)])
 def test_plain_layers_depend_on_the_seed_alone(init, keep):
     ref = seeded(init=init).state_dict()
     for kind in KINDS[1:]:
@@ -65,7 +64,7 @@ def test_shapes(kind, shape):
 def test_learns(kind):
     m,x,y = seeded(attention=kind).train(),torch.randn(8,3,32,32),torch.arange(8)%2
     opt,losses = torch.optim.SGD(m.parameters(), lr=.02, momentum=.9),[]
-    for _ in range(8):
+    for _ in range(5):
         loss = nn.functional.cross_entropy(m(x), y); opt.zero_grad(); loss.backward(); opt.step(); losses.append(loss.item())
     assert losses[-1]<losses[0]
 
