@@ -109,6 +109,7 @@ def test_build_pins():
 
 # --- imports are declared ------------------------------------------------------------------------------
 DIST = dict(PIL='pillow', skimage='scikit-image', sklearn='scikit-learn', pytorch_grad_cam='grad-cam', yaml='pyyaml', fast_slic='fast-slic', IPython='jupyterlab')
+STDLIB = sys.stdlib_module_names | {'tomllib'}   # in the library since 3.11, imported in a try
 OURS = {'medattn_nb','conftest','rules','check','install','readme','setup'} | {p.stem for p in (ROOT/'tests').glob('*.py')}
 
 def third_party(body, lazy=True):
@@ -120,7 +121,7 @@ def third_party(body, lazy=True):
             names = []
             if lazy or not isinstance(o, (ast.FunctionDef,ast.AsyncFunctionDef,ast.Lambda)): yield from third_party(ast.iter_child_nodes(o), lazy)
         for n in (n.split('.')[0] for n in names):
-            if n not in sys.stdlib_module_names and n not in OURS: yield norm(DIST.get(n,n))
+            if n not in STDLIB and n not in OURS: yield norm(DIST.get(n,n))
 
 def declared(*keys): return {norm(r.name) for r in wanted(*keys)}
 
