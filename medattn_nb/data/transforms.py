@@ -26,15 +26,17 @@ def check_image(
     if img.ndim not in (2,3) or img.shape[2:] not in ((),(3,)) or 0 in img.shape: raise ShapeError(name, img, 'expected a shape (H,W) or (H,W,3)')
     return img
 
-# %% ../../nbs/data/20_data.transforms.ipynb #ee0083dc
+# %% ../../nbs/data/20_data.transforms.ipynb #de612d2a
 _methods = dict(nearest=Image.Resampling.NEAREST, bilinear=Image.Resampling.BILINEAR, bicubic=Image.Resampling.BICUBIC, lanczos=Image.Resampling.LANCZOS)
 
+# %% ../../nbs/data/20_data.transforms.ipynb #48339c9f
 def _hw(size, name='size'):
     "`size` as `(height, width)`"
-    hw = (size,size) if isinstance(size, (int,np.integer)) else tuple(size)
+    hw = tuple(size) if isinstance(size, (tuple,list)) else (size,size)
     if len(hw)!=2 or not all(isinstance(o, (int,np.integer)) and o>0 for o in hw): raise ArgumentError(name, size, 'use a positive integer or a pair (height, width)')
     return int(hw[0]),int(hw[1])
 
+# %% ../../nbs/data/20_data.transforms.ipynb #b0111a21
 def resize(
     img:np.ndarray, # `uint8` or `bool`, `(H,W)` or `(H,W,3)`
     size, # New side, or `(height, width)`
@@ -46,10 +48,11 @@ def resize(
     if img.dtype==bool: return resize(img.astype(np.uint8), size, 'nearest').astype(bool)
     return np.array(Image.fromarray(check_image(img)).resize((w,h), _methods[method]))
 
-# %% ../../nbs/data/20_data.transforms.ipynb #08a5a928
+# %% ../../nbs/data/20_data.transforms.ipynb #042eb7b5
 LetterBox = namedtuple('LetterBox', 'height width top left h w')
 LetterBox.__doc__ = "Where `letterbox` put a picture: its size before (`height`, `width`), its corner (`top`, `left`) and size (`h`, `w`) in the square"
 
+# %% ../../nbs/data/20_data.transforms.ipynb #363f81e5
 def letterbox(
     img:np.ndarray, # `uint8` or `bool`, `(H,W)` or `(H,W,3)`
     size, # Side of the square, or `(height, width)` of the frame
@@ -66,6 +69,7 @@ def letterbox(
     out[m.top:m.top+h, m.left:m.left+w] = resize(img, (h,w), method)
     return out,m
 
+# %% ../../nbs/data/20_data.transforms.ipynb #cf51fd51
 def unletterbox(
     mask:np.ndarray, # `(size,size)` or `(size,size,3)` array in the letterboxed frame
     meta:LetterBox, # From `letterbox`
@@ -74,6 +78,7 @@ def unletterbox(
     "Undo `letterbox`: cut the border off and scale back to the picture's own size"
     return resize(np.ascontiguousarray(mask[meta.top:meta.top+meta.h, meta.left:meta.left+meta.w]), (meta.height,meta.width), method)
 
+# %% ../../nbs/data/20_data.transforms.ipynb #313d67bc
 def crop(
     img:np.ndarray, # `uint8` or `bool`, `(H,W)` or `(H,W,3)`
     size, # Side of the square
@@ -84,25 +89,27 @@ def crop(
     n = min(h,w)
     return resize(np.ascontiguousarray(img[(h-n)//2:(h-n)//2+n, (w-n)//2:(w-n)//2+n]), size, method)
 
-# %% ../../nbs/data/20_data.transforms.ipynb #d3275ff8
+# %% ../../nbs/data/20_data.transforms.ipynb #907fb7eb
 def to_grey(
     img:np.ndarray, # `(H,W)` or `(H,W,3)`
 )->np.ndarray: # `(H,W)`
     "The luminance of `img` (ITU-R 601 weights, as PIL's 'L')"
     return check_image(img) if img.ndim==2 else np.array(Image.fromarray(check_image(img)).convert('L'))
 
+# %% ../../nbs/data/20_data.transforms.ipynb #28ec3e3d
 def to_rgb(
     img:np.ndarray, # `(H,W)` or `(H,W,3)`
 )->np.ndarray: # `(H,W,3)`
     "`img` with three channels: a grey picture is repeated"
     return check_image(img) if img.ndim==3 else np.repeat(check_image(img)[...,None], 3, 2)
 
+# %% ../../nbs/data/20_data.transforms.ipynb #b3628511
 def clahe(
     img:np.ndarray, # `(H,W)` or `(H,W,3)`; of a colour picture the value (HSV) is equalised
-    clip:float=0.01, # Clip limit, 0 to 1: higher gives more contrast and more noise
+    clip:float=.01, # Clip limit, above 0, at most 1: higher gives more contrast and more noise
     tiles:int=8, # Tiles along each side
 )->np.ndarray: # Same shape, `uint8`
-    "Contrast limited adaptive histogram equalisation (Zuiderveld 1994, by scikit-image)"
+    "Contrast limited adaptive histogram equalisation, by scikit-image"
     from skimage.exposure import equalize_adapthist
     if not 0<clip<=1: raise ArgumentError('clip', clip, 'use a number above 0, at most 1')
     if tiles<1: raise ArgumentError('tiles', tiles, 'use at least 1')
@@ -110,10 +117,11 @@ def clahe(
     ks = tuple(max(1,o//tiles) for o in img.shape[:2])
     return (equalize_adapthist(img, ks, clip)*255).round().astype(np.uint8)
 
-# %% ../../nbs/data/20_data.transforms.ipynb #c39a9a95
+# %% ../../nbs/data/20_data.transforms.ipynb #621fcb2a
 steps = dict(resize=resize, letterbox=lambda x,size: letterbox(x,size)[0], crop=crop, clahe=lambda x,size: clahe(x), grey=lambda x,size: to_grey(x))
 _places = 'resize','letterbox','crop'
 
+# %% ../../nbs/data/20_data.transforms.ipynb #30518149
 def _check_steps(names):
     "`names` as a tuple of known steps of which at least one sets the size"
     names = (names,) if isinstance(names, str) else tuple(names)
@@ -122,6 +130,7 @@ def _check_steps(names):
     if not set(names)&set(_places): raise ArgumentError('preprocess', names, f"one step has to set the size: {', '.join(_places)}")
     return names
 
+# %% ../../nbs/data/20_data.transforms.ipynb #8310fa98
 def preprocess(
     img:np.ndarray, # `uint8`, `(H,W)` or `(H,W,3)`
     names, # Names of steps, in order: 'resize', 'letterbox', 'crop' (one of these), 'clahe', 'grey'
@@ -135,6 +144,7 @@ def preprocess(
     for o in _check_steps(names): img = steps[o](img, size)
     return to_rgb(img) if channels==3 else img
 
+# %% ../../nbs/data/20_data.transforms.ipynb #353824f2
 def preprocess_mask(
     mask:np.ndarray, # `bool`, `(H,W)`
     names, # The names given to `preprocess`
@@ -145,8 +155,9 @@ def preprocess_mask(
         if o in _places: mask = steps[o](mask, size)
     return mask
 
+# %% ../../nbs/data/20_data.transforms.ipynb #32d0bf27
 def to_tensor(
     img:np.ndarray, # `(H,W)` or `(H,W,3)`
 )->torch.Tensor: # `uint8`, `(C,H,W)`
     "`img` with its channels first; still 0 to 255, since scaling a whole batch on the device is cheaper"
-    return torch.from_numpy(img[None] if img.ndim==2 else np.ascontiguousarray(img.transpose(2,0,1)))
+    return torch.from_numpy(np.ascontiguousarray(img[None] if img.ndim==2 else img.transpose(2,0,1)))
