@@ -7,10 +7,10 @@ Docs: https://medattn.github.io/medattn_nb/blocks/attention.channel.html.md"""
 # %% auto #0
 __all__ = ['bottleneck_width', 'SE', 'ChannelGate']
 
-# %% ../../nbs/blocks/12_attention.channel.ipynb #5720fcfc
+# %% ../../nbs/blocks/12_attention.channel.ipynb #b926f1b4
 import torch
 import torch.nn.functional as F
-from torch import nn,Tensor
+from torch import nn
 from ..core import ArgumentError
 from .registry import Attention,register
 

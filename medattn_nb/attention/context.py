@@ -7,10 +7,10 @@ Docs: https://medattn.github.io/medattn_nb/blocks/attention.context.html.md"""
 # %% auto #0
 __all__ = ['GC']
 
-# %% ../../nbs/blocks/16_attention.context.ipynb #3d97dcd3
+# %% ../../nbs/blocks/16_attention.context.ipynb #8c7bd4c3
 from collections import OrderedDict
 import torch
-from torch import nn,Tensor
+from torch import nn
 from ..core import ArgumentError
 from .registry import Attention,register
 
@@ -26,10 +26,10 @@ def _reset(t):
     for l in (t.fc1,t.norm): l.reset_parameters()
     for p in t.fc2.parameters(): nn.init.zeros_(p)
 
-# %% ../../nbs/blocks/16_attention.context.ipynb #c25e1502
+# %% ../../nbs/blocks/16_attention.context.ipynb #7c4efb26
 @register('gc')
 class GC(Attention):
-    "Global context block (Cao et al. 2019, Eq. 5; the study's Eqs. 6-7): a softmax-weighted mean of all positions, transformed and added to each"
+    "Global context block (Cao et al. 2019; the study's Eqs. 6-7): a softmax-weighted mean of all positions, transformed and added to each"
     def __init__(self,
         channels:int, # Channels C of the feature map
         ratio:float=1/16, # The bottleneck has `int(channels*ratio)` units

@@ -7,9 +7,9 @@ Docs: https://medattn.github.io/medattn_nb/blocks/attention.spatial.html.md"""
 # %% auto #0
 __all__ = ['SpatialGate', 'CBAM']
 
-# %% ../../nbs/blocks/14_attention.spatial.ipynb #2a6f43c8
+# %% ../../nbs/blocks/14_attention.spatial.ipynb #2b4a3b09
 import torch
-from torch import nn,Tensor
+from torch import nn
 from ..core import ArgumentError,ShapeError
 from .registry import Attention,register
 from .channel import ChannelGate
