@@ -16,35 +16,37 @@ import pandas as pd
 from ..core import ArgumentError,derive_seed
 from .datasets import Data,DataSet,SPLITS,register_dataset
 
-# %% ../../nbs/data/10_data.phantoms.ipynb #cb4e19ab
+# %% ../../nbs/data/10_data.phantoms.ipynb #a9119473
 @lru_cache(maxsize=8)
 def _grid(size):
     "Pixel coordinates from -1/2 to 1/2, as a column and a row"
     c = (np.arange(size)+.5)/size-.5
     return c[:,None],c[None]
 
+# %% ../../nbs/data/10_data.phantoms.ipynb #e28b40fc
 @lru_cache(maxsize=32)
 def _bands(size, cycles):
     "One band-pass filter per entry of `cycles`, each an octave wide and giving noise of unit variance"
     f = np.hypot(np.fft.fftfreq(size, 1/size)[:,None], np.fft.rfftfreq(size, 1/size)[None])
     b = np.stack([np.exp(-.5*(np.log2(np.maximum(f, .5)/c)/.6)**2)*(f>0) for c in cycles])
-    twice = np.full(f.shape[1], 2.)
+    twice = np.full(f.shape[1], 2.) # rfft2 leaves out the mirror image of all columns but these two
     twice[0] = 1
     if size%2==0: twice[-1] = 1
     return b/np.sqrt((b**2*twice).sum((1,2), keepdims=True)/size**2)
 
+# %% ../../nbs/data/10_data.phantoms.ipynb #ac4bccbb
 def texture(
     rng:np.random.Generator, # Source of the noise
     size:int, # Side in pixels
     weights, # Share of each scale
     cycles:tuple, # Centre of each scale, in cycles per image side
-)->np.ndarray: # `(size,size)`, mean 0, variance about 1
+)->np.ndarray: # `(size,size)`, mean 0; variance 1 for one scale, more for scales that overlap
     "Noise with structure at several scales: white noise, weighted in the frequency domain"
     w = np.asarray(weights)/np.linalg.norm(weights)
     noise = np.fft.rfft2(rng.standard_normal((size,size)))
     return np.fft.irfft2(noise*np.tensordot(w, _bands(size, tuple(cycles)), 1), s=(size,size))
 
-# %% ../../nbs/data/10_data.phantoms.ipynb #3052f580
+# %% ../../nbs/data/10_data.phantoms.ipynb #acb2a062
 def blob(
     rng:np.random.Generator, # Draws place and outline
     size:int, # Image side in pixels
@@ -52,7 +54,7 @@ def blob(
     rough:float=.3, # 0 for a disc, higher for a more irregular outline
     soft:float=.03, # Width of the edge, as a share of the image side
 )->np.ndarray: # `(size,size)`, 0 outside, 1 inside; 1/2 on the outline
-    "A soft-edged blob wholly inside the image: radius $r(\\theta)=R(1+\\sum_k a_k\\cos(k\\theta+\\phi_k))$, $k=2..5$"
+    "A soft-edged blob that lies wholly inside the image where there is room for it"
     k = np.arange(2, 6)
     a,phi = rough*rng.uniform(0, 1, 4)/k**.5,rng.uniform(0, 2*np.pi, 4)
     R = diameter/2/np.sqrt(1+(a**2).sum()/2)
@@ -62,64 +64,71 @@ def blob(
     r = R*(1+(a[:,None]*np.cos(k[:,None]*theta+phi[:,None])).sum(0))
     return np.clip((np.interp(np.arctan2(y, x), theta, r)-np.hypot(y, x))/soft+.5, 0, 1)
 
+# %% ../../nbs/data/10_data.phantoms.ipynb #334829ee
 def vessel(
     rng:np.random.Generator, # Draws place and bend
     size:int, # Image side in pixels
-    width:float=.012, # Half width, as a share of the image side
+    width:float=.012, # Standard deviation of the profile, as a share of the image side
 )->np.ndarray: # `(size,size)`, 1 along the line, falling to 0
     "A bright curved line through the image: an arc of a large circle with a Gaussian profile"
     R,phi = rng.uniform(.4, 2),rng.uniform(0, 2*np.pi)
     y,x = (c-o for c,o in zip(_grid(size), rng.uniform(-.4, .4, 2)+R*np.array([np.sin(phi),np.cos(phi)])))
     return np.exp(-.5*((np.hypot(y, x)-R)/width)**2)
 
-# %% ../../nbs/data/10_data.phantoms.ipynb #2309081a
+# %% ../../nbs/data/10_data.phantoms.ipynb #e23a6e7b
 @dataclass(frozen=True)
 class TextureOptions:
     "Everything that decides how a picture of 'phantom-texture' looks"
     size:int=96 # Image side in pixels
     lesion_size:float=.3 # Diameter of the lesion as a share of the image side, 0.05 to 0.6; single lesions vary by a fifth
-    contrast:float=2. # Strength of the lesion in units of the background's standard deviation, 0 for none
+    contrast:float=2. # Strength of the lesion, 0 for none; 1 is about 23 grey values, the background's nominal standard deviation
     distractors:float=1. # Mean number of bright discs, and of bright lines, in every image
     groups:int=1 # Images of one patient: they share class, brightness, shading and texture
     seed:int=0 # Chooses the images
-
     def __post_init__(self):
         for k,lo,hi in (('size',16,1024),('lesion_size',.05,.6),('contrast',0,10),('distractors',0,20),('groups',1,10**6)):
             if not lo<=getattr(self, k)<=hi: raise ArgumentError(k, getattr(self, k), f'use a value from {lo} to {hi}')
 
-# %% ../../nbs/data/10_data.phantoms.ipynb #1d39c91a
-_sd = .09                # standard deviation of the background, of a range of 1
-_scales = 2,3,5          # cycles per side of the background's texture
-_fine = (12,)            # of the lesion's
+# %% ../../nbs/data/10_data.phantoms.ipynb #3456ddb5
+_sd = .09 # nominal standard deviation of the background, of a range of 1
+_scales = 2,3,5 # cycles per side of the background's texture
+_fine = (12,) # of the lesion's
 
+def _stream(o, what, number): return np.random.default_rng(derive_seed(o.seed, what, number))
+
+# %% ../../nbs/data/10_data.phantoms.ipynb #8e2b21ae
 def _background(o, patient, rng):
-    "Shaded texture, from 0 to 1; a patient has one brightness, shading and mixture of scales"
-    p = np.random.default_rng(derive_seed(o.seed, 'patient', patient))
+    "Shaded texture, from 0 to 1, and its gain; a patient has one brightness, shading and mixture of scales"
+    p = _stream(o, 'patient', patient)
     level,gain,tilt,phi,w = p.uniform(.35, .55),p.uniform(.7, 1.3),p.uniform(0, .25),p.uniform(0, 2*np.pi),p.uniform(.3, 1, 3)
     y,x = _grid(o.size)
     grain = p.uniform(.1, .25)*texture(rng, o.size, [1], _fine)
-    return level+tilt*(np.sin(phi)*y+np.cos(phi)*x)+gain*_sd*(texture(rng, o.size, w, _scales)+grain), gain*_sd
+    return level+tilt*(np.sin(phi)*y+np.cos(phi)*x)+gain*_sd*(texture(rng, o.size, w, _scales)+grain),gain*_sd
+
+def _distract(o, img, sd, rng):
+    "Add smooth bright discs and lines"
+    for _ in range(rng.poisson(o.distractors)): img += sd*rng.uniform(.5, 2)*blob(rng, o.size, o.lesion_size*rng.uniform(.6, 1.2), rough=0)
+    for _ in range(rng.poisson(o.distractors)): img += sd*rng.uniform(1, 2.5)*vessel(rng, o.size)
+
+def _lesion(o, img, sd, rng):
+    "Add a lesion and return its mask"
+    b = blob(rng, o.size, o.lesion_size*rng.uniform(.8, 1.2))
+    img += o.contrast*sd*b*(1+texture(rng, o.size, [1], _fine))
+    return b>=.5
 
 def _mark(img):
     "A bright bracket in the upper left corner, as a scanner prints it"
     a,b = (max(1,round(len(img)*o)) for o in (.03,.1))
     img[a:2*a,a:b] = img[a:b,a:2*a] = .95
 
-def _stream(o, what, number): return np.random.default_rng(derive_seed(o.seed, what, number))
-
+# %% ../../nbs/data/10_data.phantoms.ipynb #8482cb47
 @lru_cache(maxsize=4096)
 def _draw(o, number, marker):
     "Picture and mask `number`; `marker` prints the bracket"
     patient = number//o.groups
     img,sd = _background(o, patient, _stream(o, 'background', number))
-    rng,mask = _stream(o, 'distractors', number),np.zeros((o.size,o.size), bool)
-    for _ in range(rng.poisson(o.distractors)): img += sd*rng.uniform(.5, 2)*blob(rng, o.size, o.lesion_size*rng.uniform(.6, 1.2), rough=0)
-    for _ in range(rng.poisson(o.distractors)): img += sd*rng.uniform(1, 2.5)*vessel(rng, o.size)
-    if patient%2:
-        rng = _stream(o, 'lesion', number)
-        b = blob(rng, o.size, o.lesion_size*rng.uniform(.8, 1.2))
-        img += o.contrast*sd*b*(1+texture(rng, o.size, [1], _fine))
-        mask = b>=.5
+    _distract(o, img, sd, _stream(o, 'distractors', number))
+    mask = _lesion(o, img, sd, _stream(o, 'lesion', number)) if patient%2 else np.zeros((o.size,o.size), bool)
     if marker: _mark(img)
     return (np.clip(img, 0, 1)*255).round().astype(np.uint8),mask
 
@@ -147,13 +156,14 @@ class Phantoms:
         "Hash of the generator's version and of everything that decides this picture"
         return hashlib.sha256(repr(('phantom-texture',VERSION,astuple(self.options),row.number,bool(row.marker))).encode()).hexdigest()
 
-# %% ../../nbs/data/10_data.phantoms.ipynb #e5351f02
+# %% ../../nbs/data/10_data.phantoms.ipynb #adda3feb
 def _sizes(n, fractions):
     "`n` divided by `fractions`, whole numbers that sum to `n`"
     edges = np.round(np.cumsum([0,*fractions])*n).astype(int)
     if len(fractions)!=3 or min(fractions)<0 or edges[-1]!=n: raise ArgumentError('fractions', fractions, 'use three shares for train, valid and test that sum to 1')
     return np.diff(edges)
 
+# %% ../../nbs/data/10_data.phantoms.ipynb #1eb15988
 def _markers(artefact, labels, split, seed):
     "Which images carry the marker: by class in train and valid, at the mean rate in test"
     p = (0,artefact) if isinstance(artefact, (int,float)) else tuple(artefact)
@@ -161,6 +171,7 @@ def _markers(artefact, labels, split, seed):
     rate = np.where(split=='test', sum(p)/2, np.array(p, float)[labels])
     return np.array([np.random.default_rng(derive_seed(seed, 'marker', i)).random() for i in range(len(labels))])<rate
 
+# %% ../../nbs/data/10_data.phantoms.ipynb #27032f2d
 info = DataSet('phantom-texture', 'Lesion in texture (synthetic)', classes=('plain','lesion'), modality='synthetic', channels=1, images=600,
     spacing='none', licence='generated here, free to use', how_to_get='nothing to get: it is drawn when it is loaded', synthetic=True,
     notes='A stand-in with known truth. A result on it says what a method can do, nothing about patients.')
@@ -173,7 +184,7 @@ def phantom_texture(
     fractions=(2/3,1/6,1/6), # Shares of train, valid and test
     size:int=96, # Image side in pixels
     lesion_size:float=.3, # Diameter of the lesion as a share of the image side
-    contrast:float=2., # Strength of the lesion in units of the background's standard deviation
+    contrast:float=2., # Strength of the lesion, 0 for none; 1 is about 23 grey values
     distractors:float=1., # Mean number of bright discs, and of bright lines, in every image
     artefact=0., # Probability of a corner marker in the lesion class, or in each class; in 'test' both have the mean
     groups:int=1, # Images of one patient
@@ -184,8 +195,7 @@ def phantom_texture(
     if n<2: raise ArgumentError('n', n, 'use at least 2 images')
     i = np.arange(n)
     patient = i//groups
-    sizes = _sizes(int(patient[-1])+1, fractions)
-    split,labels = np.repeat(np.array(SPLITS, object), sizes)[patient],patient%2
+    split,labels = np.repeat(np.array(SPLITS, object), _sizes(int(patient[-1])+1, fractions))[patient],patient%2
     files = [f'{k:05d}' for k in i]
     items = pd.DataFrame(dict(file=files, label=labels, mask=[f'{k}-mask' for k in files], group=[f'patient{k:05d}' for k in patient], split=split,
                               number=i, marker=_markers(artefact, labels, split, seed)))
