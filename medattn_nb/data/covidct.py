@@ -13,6 +13,29 @@ from pathlib import Path
 import pandas as pd
 from .datasets import Data,DataSet,SPLITS,register_dataset
 
+# %% ../../nbs/data/30_data.covidct.ipynb #30c131ad
+def _original(root):
+    "A finder for the authors' layout: class and name -> path, or `None`"
+    dirs = 'Images-processed','Images','.'
+    def find(cls, name): return next((o.as_posix() for o in (Path(d)/f'CT_{cls}'/name for d in dirs) if (root/o).is_file()), None)
+    return find
+
+# %% ../../nbs/data/30_data.covidct.ipynb #3a509c7b
+def _compact(root):
+    "The same finder for a copy whose manifest.csv names the original of each file in `source_path`"
+    m = pd.read_csv(root/'manifest.csv', dtype=str)
+    at = dict(zip(zip(m['class'], m['source_path'].str.rsplit('/', n=1).str[-1]), m['file']))
+    return lambda cls,name: at.get((cls,name))
+
+# %% ../../nbs/data/30_data.covidct.ipynb #83f54c03
+def _listed(root, cls, side, report):
+    "The names in one official split file, in either layout"
+    f = f"{dict(valid='val').get(side, side)}CT_{cls}.txt"
+    for p in (root/'Data-split'/cls/f,root/'Data-split'/f):
+        if p.is_file(): return [o.strip() for o in p.read_text(encoding='utf-8').splitlines() if o.strip()]
+    report(f'Data-split/{cls}/{f}', 'no split file of this name', 'take the folder Data-split from the repository UCSD-AI4H/COVID-CT')
+    return []
+
 # %% ../../nbs/data/30_data.covidct.ipynb #8fe2038d
 def source_of(
     name:str, # An image's file name in the authors' repository, such as '2020.03.12.20034686-p17-91-1.png'
@@ -23,36 +46,24 @@ def source_of(
     m = re.match(r'(.+?)-p\d+-', stem) or re.match(r'(PIIS\d+)', stem) if cls=='COVID' else re.match(r'(\d+)[%_]', stem)
     return f'{cls}/{m[1] if m else stem}' + '%'*bool(m and cls!='COVID')
 
-# %% ../../nbs/data/30_data.covidct.ipynb #ff80f15a
-def _listed(root, cls, side, report):
-    "The names in one official split file, in either layout"
-    f = f"{dict(valid='val').get(side, side)}CT_{cls}.txt"
-    for p in (root/'Data-split'/cls/f,root/'Data-split'/f):
-        if p.is_file(): return [o.strip() for o in p.read_text(encoding='utf-8').splitlines() if o.strip()]
-    report(f'Data-split/{cls}/{f}', 'no split file of this name', 'take the folder Data-split from the repository UCSD-AI4H/COVID-CT')
-    return []
-
-def _original(root):
-    "A finder for the authors' layout: class and name -> path, or `None`"
-    dirs = ('Images-processed','Images','.')
-    def find(cls, name): return next((o.as_posix() for o in (Path(d)/f'CT_{cls}'/name for d in dirs) if (root/o).is_file()), None)
-    return find
-
-def _compact(root):
-    "The same finder for a copy whose manifest.csv names the original of each file in `source_path`"
-    m = pd.read_csv(root/'manifest.csv', dtype=str)
-    at = dict(zip(zip(m['class'], m['source_path'].str.rsplit('/', n=1).str[-1]), m['file']))
-    return lambda cls,name: at.get((cls,name))
-
-# %% ../../nbs/data/30_data.covidct.ipynb #9ab04e8c
+# %% ../../nbs/data/30_data.covidct.ipynb #bfe0c535
 info = DataSet('covid-ct', 'COVID-CT', classes=('NonCOVID','COVID'), modality='CT', channels=1, images=746,
     spacing='unknown: slices were cut out of documents',
     licence='none stated; offered for research. The pictures come from papers with terms of their own',
     citation='Yang X, He X, Zhao J, Zhang Y, Zhang S, Xie P. COVID-CT-Dataset: A CT Scan Dataset about COVID-19. arXiv:2003.13865, 2020',
     url='https://github.com/UCSD-AI4H/COVID-CT',
     how_to_get='Clone github.com/UCSD-AI4H/COVID-CT, unzip the two archives in Images-processed, and name the folder covid-ct',
-    notes='Slices were cut out of documents: size, windowing and marks differ between the classes, so a network may use shortcuts. The official split divides some source papers.',
+    notes='Slices were cut out of documents: size, windowing and marks differ between the classes, so a network may use shortcuts. The official split divides three source papers, and most COVID slices of its test side come from another kind of source than those it trains on.',
     signs=('Data-split/COVID/*CT_COVID.txt','Data-split/*CT_COVID.txt'))
+
+# %% ../../nbs/data/30_data.covidct.ipynb #79be492a
+def _lost(rows, lost, report):
+    "Report the listed images that are not there; a class that is missing altogether is one problem, not hundreds"
+    for label,cls in enumerate(info.classes):
+        gone = [o['name'] for o in lost if o['label']==label]
+        if gone and not any(o['label']==label for o in rows): report(f'CT_{cls}', 'no images of this class', f'unzip CT_{cls}.zip in Images-processed')
+        else:
+            for o in gone: report(f'CT_{cls}/{o}', 'no file of this name', 'unzip the archives in Images-processed again, or take the file from the repository')
 
 @register_dataset(info)
 def covid_ct(
@@ -60,14 +71,12 @@ def covid_ct(
     report, # Told of what is wrong, as `report(file, problem, fix)`
 )->Data: # Label 1 is COVID; the column `name` holds the authors' file name
     "COVID-CT with its official split, groups by source paper, in the order of split, class and name"
-    root = Path(root)
+    root,rows,lost = Path(root),[],[]
     find = _compact(root) if (root/'manifest.csv').is_file() else _original(root)
-    rows = []
     for side in SPLITS:
         for label,cls in enumerate(info.classes):
             for name in sorted(_listed(root, cls, side, report)):
                 f = find(cls, name)
-                if f: rows.append(dict(file=f, label=label, group=source_of(name, cls), split=side, name=name))
-                else: report(f'CT_{cls}/{name}', 'no file of this name', 'unzip the archives in Images-processed, or clone the repository again')
-    if not rows: report('Data-split', 'no images', info.how_to_get)
+                (rows if f else lost).append(dict(file=f, label=label, group=source_of(name, cls), split=side, name=name))
+    _lost(rows, lost, report)
     return Data(info, pd.DataFrame(rows, columns=['file','label','group','split','name']), root)
