@@ -18,7 +18,7 @@ from .core import ArgumentError
 OKABE_ITO = '#0072B2','#E69F00','#009E73','#D55E00','#CC79A7','#56B4E9','#F0E442','#000000'
 SEQ = 'viridis'
 
-# %% ../nbs/blocks/05_figures.ipynb #9bef83a0
+# %% ../nbs/blocks/05_figures.ipynb #2a524080
 def fig_png(
     fig:Figure, # A matplotlib figure
     dpi:int=80, # Pixels per inch; 80 keeps a page-wide figure under 60 KB
@@ -26,7 +26,7 @@ def fig_png(
     "`fig` as PNG bytes, cropped to what is drawn, in 256 colours (a third of the size, no visible difference)"
     b,out = io.BytesIO(),io.BytesIO()
     fig.savefig(b, format='png', dpi=dpi, bbox_inches='tight')
-    Image.open(b).convert('RGB').quantize(256, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True)
+    Image.open(b).convert('RGB').quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=3).save(out, 'PNG', optimize=True)
     return out.getvalue()
 
 def png_uri(
