@@ -378,14 +378,16 @@ def _manifest(path, report, classes=None, group=None, split=None, rows=None):
     for o in set(df)-set(_columns): df[o] = _numbers(df[o])
     return _own(p.parent, df, classes, report)
 
-# %% ../../nbs/data/00_data.datasets.ipynb #d321a36a
+# %% ../../nbs/data/00_data.datasets.ipynb #4f5cb0be
 def _verify(data, report, full=False):
     "Report every file of `data` that is missing, unreadable or of another size; `full` decodes the pictures"
     r = data.reader
     for row in data._rows:
+        bad = {}
         for f in (r.image,r.mask) if full else (r.header,):
             try: f(row)
-            except DataError as e: report(e.name, e.value, e.fix)
+            except DataError as e: bad.setdefault(e.name, e)
+        for e in bad.values(): report(e.name, e.value, e.fix)
     return data
 
 # %% ../../nbs/data/00_data.datasets.ipynb #1f6b7689
@@ -541,18 +543,20 @@ def available(
     return pd.DataFrame([dict(name=o.name, title=o.title, task=o.task, images=o.images, licence=o.licence, synthetic=o.synthetic, found=found(o)) for o in infos],
                         columns=['name','title','task','images','licence','synthetic','found'])
 
-# %% ../../nbs/data/00_data.datasets.ipynb #bb13a1bc
+# %% ../../nbs/data/00_data.datasets.ipynb #cba397f9
+def _inside(report, folder): return lambda file,*a: report(f'{folder}/{file}', *a)
+
 def _scan(p, report):
-    "The data sets in folder (or manifest) `p`"
+    "The data sets in folder (or manifest) `p`, each with what to tell about its files"
     if not p.exists(): raise DataError(str(p), 'nothing of this name', 'give a folder of images or a manifest.csv')
     fn = next((f for o,f in _discover().values() if _is_at(o, p)), None)
     inner = [o for o in _subfolders(p) if (o/'manifest.csv').is_file() or any(_is_at(i, o) for i,_ in _registry.values())] if p.is_dir() else []
-    if fn: return [fn(p, report)]
-    if p.is_file() or (p/'manifest.csv').is_file(): return [_manifest(p, report)]
-    if inner: return [d for o in inner for d in _scan(o, lambda f,*a: report(f'{o.name}/{f}',*a))]
-    return [_folder(p, report)]
+    if fn: return [(fn(p, report),report)]
+    if p.is_file() or (p/'manifest.csv').is_file(): return [(_manifest(p, report),report)]
+    if inner: return [d for o in inner for d in _scan(o, _inside(report, o.name))]
+    return [(_folder(p, report),report)]
 
-# %% ../../nbs/data/00_data.datasets.ipynb #6bd7ae46
+# %% ../../nbs/data/00_data.datasets.ipynb #dd62d3ce
 def check(
     path, # A manifest.csv, a folder of images, a registered data set's folder, or a folder of several of these
 )->pd.DataFrame: # One row a problem: file, problem, fix; `attrs['images']` counts what was read
@@ -560,7 +564,7 @@ def check(
     rows,n = [],0
     def report(*a): rows.append(a)
     try:
-        for d in _scan(Path(path), report): n += len(_verify(d, report, full=True))
+        for d,tell in _scan(Path(path), report): n += len(_verify(d, tell, full=True))
     except DataError as e: report(e.name, e.value, e.fix)
     out = pd.DataFrame(rows, columns=['file','problem','fix'])
     out.attrs['images'] = n
@@ -638,7 +642,7 @@ def check_leak(
         if len(t): raise DataError(f'group {t.index[0]}', f"images in {' and '.join(o for o in t if t[o].iloc[0])}", f'{len(t)} groups of {data.info.name} lie on two sides: split it with split_groups')
     return data
 
-# %% ../../nbs/data/00_data.datasets.ipynb #545b02f9
+# %% ../../nbs/data/00_data.datasets.ipynb #6efe2918
 def kfold_groups(
     data:Data, # Any data set
     k:int=5, # Number of folds
@@ -648,7 +652,8 @@ def kfold_groups(
     "Stratified folds of whole groups; raises `ArgumentError` for more folds than groups"
     old,at = _dealt(data, of)
     g,y = data.items.group.to_numpy(str)[at],data.labels[at]
-    if not 2<=k<=len(set(g)): raise ArgumentError('k', k, f'use 2 to {len(set(g))} folds: {data.info.name} has {len(set(g))} groups')
+    most = min(len(set(g)), np.bincount(y, minlength=1).max())
+    if not 2<=k<=most: raise ArgumentError('k', k, f'use 2 to {most} folds: {data.info.name} has {len(set(g))} groups, and no class has more than {np.bincount(y, minlength=1).max()} images')
     def one(valid):
         new = old.copy()
         new[at] = 'train'
