@@ -23,7 +23,7 @@ from ..attention import collect_maps
 from ..core import ArgumentError,ShapeError,check_feature_map,local_seed
 from ..figures import show_images
 
-# %% ../../nbs/lab/30_lab.explain.ipynb #77368637
+# %% ../../nbs/lab/30_lab.explain.ipynb #7837331b
 @contextlib.contextmanager
 def _undisturbed(model):
     "Inside: evaluation mode, no parameter gradients, autograd on; afterwards every mode and flag as it was"
@@ -37,13 +37,14 @@ def _undisturbed(model):
         for m,o in modes: m.training = o
         for p,o in flags: p.requires_grad_(o)
 
+# %% ../../nbs/lab/30_lab.explain.ipynb #d2ca2fd4
 def _ready(model, x):
     "The model behind `torch.compile`, and the images on its device; raises `ArgumentError` for anything else"
     model = getattr(model, '_orig_mod', model)
     if not isinstance(model, nn.Module): raise ArgumentError('model', type(model).__name__, 'expected a torch module; of a Learner give learn.model')
     return model, check_feature_map(x).to(next(model.parameters(), x).device)
 
-# %% ../../nbs/lab/30_lab.explain.ipynb #dac33786
+# %% ../../nbs/lab/30_lab.explain.ipynb #b9580707
 def cam_layers(
     model:nn.Module, # Any network that takes `x`
     x:Tensor, # Images (B,C,H,W); the first is used
@@ -60,6 +61,7 @@ def cam_layers(
         for h in hooks: h.remove()
     return sizes
 
+# %% ../../nbs/lab/30_lab.explain.ipynb #3b3825d0
 def cam_layer(
     model:nn.Module, # Any classifier
     x:Tensor, # Images (B,C,H,W) of the size it will see
@@ -75,7 +77,7 @@ def cam_layer(
         name = inner
     return name
 
-# %% ../../nbs/lab/30_lab.explain.ipynb #e62440dc
+# %% ../../nbs/lab/30_lab.explain.ipynb #04c34de4
 def _class_score(o, # Output of one image: (K,), (1,) or a scalar
                  c, # Class
 ):
@@ -83,10 +85,12 @@ def _class_score(o, # Output of one image: (K,), (1,) or a scalar
     o = o.reshape(-1)
     return o[c] if len(o)>1 else o[0]*(2*c-1)
 
+# %% ../../nbs/lab/30_lab.explain.ipynb #ca3c4657
 def _probs(logits):
     "Class probabilities (B,K); (B,2) for a single logit"
     return logits.softmax(1) if logits.shape[1]>1 else torch.cat([1-logits.sigmoid(), logits.sigmoid()], 1)
 
+# %% ../../nbs/lab/30_lab.explain.ipynb #1cbe0206
 def _targets(target, # `None`, a class, or one class for each image
              n):
     "`target` as an array of `n` classes (or `None`), and the words for the caption"
@@ -95,9 +99,10 @@ def _targets(target, # `None`, a class, or one class for each image
     if t.dtype.kind not in 'iu' or t.shape not in ((),(n,)): raise ArgumentError('target', target, f'give None, a class number, or one for each of the {n} images')
     return np.broadcast_to(t, n), f'class {t}' if t.ndim==0 else 'the class given for each image'
 
-# %% ../../nbs/lab/30_lab.explain.ipynb #9b9936ac
+# %% ../../nbs/lab/30_lab.explain.ipynb #30fd45f1
 _scales = {'image':'each map divided by its own maximum', 'batch':'all maps divided by their common maximum', None:'raw values'}
 
+# %% ../../nbs/lab/30_lab.explain.ipynb #6a979c6d
 @dataclass
 class CamResult:
     "Grad-CAM maps of a batch, with what one has to know to read them"
@@ -142,7 +147,7 @@ def _raw_cam(model, layer, x, target):
         return p.cpu().numpy(), np.maximum(cam.get_cam_image(x, module, targets, A[0].float().numpy(), G[0].float().numpy()), 0), cs
     finally: apart.remove(); cam.activations_and_grads.release()
 
-# %% ../../nbs/lab/30_lab.explain.ipynb #d412a8b8
+# %% ../../nbs/lab/30_lab.explain.ipynb #4b1e9a7c
 def _check_layer(model, x, layer):
     "`layer` if it gives a feature map, the default for `None`; raises `ArgumentError` that lists candidates"
     if layer is None: return cam_layer(model, x)
@@ -150,6 +155,7 @@ def _check_layer(model, x, layer):
     if layer not in sizes: raise ArgumentError('layer', layer, f"choose a module that gives a feature map: {', '.join(['...']*(len(sizes)>8)+list(sizes)[-8:])} (all of them: cam_layers(model, x))")
     return layer
 
+# %% ../../nbs/lab/30_lab.explain.ipynb #14f87aca
 def gradcam(
     model:nn.Module, # Classifier that gives logits (B,K), or a single logit (B,1) or (B,)
     x:Tensor, # Images (B,C,H,W) as the model expects them
@@ -191,7 +197,7 @@ def random_weights(
                 for p in m.parameters(recurse=False): p.normal_(0, float(p.float().std(correction=0)) or .02)
     return m2.to(at)
 
-# %% ../../nbs/lab/30_lab.explain.ipynb #cf454740
+# %% ../../nbs/lab/30_lab.explain.ipynb #94052661
 def _pairs(cam, mask):
     "Maps (B,H,W) and masks (B,H,W) as arrays, and whether a single pair was given; raises for other shapes and for negative or nan maps"
     cam = np.asarray(getattr(cam, 'maps', cam), dtype=float); one = cam.ndim==2
@@ -206,12 +212,13 @@ def _pairs(cam, mask):
         if m.dtype!=bool and not np.isin(m, (0,1)).all(): raise ArgumentError('mask', m, 'expected booleans or 0 and 1; convert with mask>0')
     return cam, np.stack(masks).astype(bool), one
 
+# %% ../../nbs/lab/30_lab.explain.ipynb #edec27de
 def _near(masks, tolerance):
     "`masks` with everything within `tolerance` pixels of them"
     if tolerance<0: raise ArgumentError('tolerance', tolerance, 'use a distance of 0 or more pixels')
     return masks if not tolerance else np.stack([distance_transform_edt(~m)<=tolerance if m.any() else m for m in masks])
 
-# %% ../../nbs/lab/30_lab.explain.ipynb #7b412103
+# %% ../../nbs/lab/30_lab.explain.ipynb #5487dc2b
 def energy_inside(
     cam, # Maps (H,W) or (B,H,W), or a `CamResult`
     mask, # Masks of the same shape, or a list with `None` for an image without one
@@ -222,6 +229,7 @@ def energy_inside(
     e = np.divide(inside, all_, out=np.full(len(cam), np.nan), where=(all_>0)&mask.any((1,2)))
     return float(e[0]) if one else e
 
+# %% ../../nbs/lab/30_lab.explain.ipynb #32008fc7
 def pointing_game(
     cam, # Maps (H,W) or (B,H,W), or a `CamResult`
     mask, # Masks of the same shape, or a list with `None` for an image without one
@@ -234,6 +242,7 @@ def pointing_game(
     hit[(cam.max((1,2))==0)|~mask.any((1,2))] = np.nan
     return float(hit[0]) if one else hit
 
+# %% ../../nbs/lab/30_lab.explain.ipynb #e88ee68d
 def area_fraction(
     mask, # Masks (H,W) or (B,H,W)
     tolerance:float=0, # Count what is within this many pixels of the mask too
@@ -256,7 +265,7 @@ def localisation(
     e,area = energy_inside(cam, mask),area_fraction(mask)
     return pd.DataFrame(dict(energy=e, area=area, ratio=e/area, hit=pointing_game(cam, mask, tolerance), chance=area_fraction(mask, tolerance), blank=cam.max((1,2))==0), index=k)
 
-# %% ../../nbs/lab/30_lab.explain.ipynb #48e9ca2f
+# %% ../../nbs/lab/30_lab.explain.ipynb #8b10db2f
 def _footer(cams, labels):
     "Class, scale and layers of all columns, each said once"
     def asked(o): return 'the true class' if labels is not None and (o.targets==np.asarray(labels)).all() else o.asked
@@ -268,6 +277,7 @@ def _footer(cams, labels):
     p = 'P: softmax probability of ' + ('the true class' if labels is not None else 'the class explained')
     return '\n'.join([*lines(head), ('layer ' if len(layers)==1 else 'layers ') + '; '.join(lines(layers)), p])
 
+# %% ../../nbs/lab/30_lab.explain.ipynb #7c955c7a
 def _sheet(images, columns, heats, masks, size, label, foot=''):
     "Rows of images, the input and one column a model: `show_images` with the figure's height fitted to the images"
     n,nc = len(images),len(columns)
@@ -303,7 +313,7 @@ def cam_figure(
             ax.images[1].set_clim(0, top)
     return fig
 
-# %% ../../nbs/lab/30_lab.explain.ipynb #83a1528b
+# %% ../../nbs/lab/30_lab.explain.ipynb #02907b9c
 def attention_maps(
     model:nn.Module, # A network that holds attention modules
     x:Tensor, # Images (B,C,H,W)
@@ -316,6 +326,7 @@ def attention_maps(
     if not found: raise ArgumentError('kind', kind, f"no attention module of this model gives such a map (B,1,h,w); it gives {', '.join(sorted({o for v in maps.values() for o in v})) or 'none'}")
     return found
 
+# %% ../../nbs/lab/30_lab.explain.ipynb #4a7aae93
 def attention_figure(
     images, # Images as for `cam_figure`
     maps:dict, # Column title -> maps (B,h,w), from `attention_maps`
