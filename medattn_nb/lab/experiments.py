@@ -7,12 +7,13 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.experiments.html.md"""
 # %% auto #0
 __all__ = ['PRESETS', 'Published', 'Experiment', 'RunResult', 'run_recipe', 'Progress', 'run_experiment', 'compare', 'show_table']
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #bc669d19
+# %% ../../nbs/lab/20_lab.experiments.ipynb #5add9fb2
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 from ..core import ArgumentError,ResultError,pick_device
 from ..data.datasets import Data
 from .ledger import Ledger,environment,make_record,peak_memory
@@ -26,9 +27,10 @@ class Published(NamedTuple):
     direction:int|None = None # Claim against the baseline: 1 better, -1 worse, `None` no claim
     source:str = '' # Where it stands: table, section
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #9aac8ff5
+# %% ../../nbs/lab/20_lab.experiments.ipynb #30b481dc
 PRESETS = 'smoke','laptop','paper'
 
+# %% ../../nbs/lab/20_lab.experiments.ipynb #9f2fc75d
 @dataclass(frozen=True)
 class Experiment:
     "A table of a paper: rows of recipes times seeds"
@@ -47,15 +49,18 @@ class Experiment:
     def name(self): return f'{self.paper}/{self.table}'
     @property
     def baseline(self): return next(iter(self.rows))
-    def recipes(self,
-        preset:str, # 'smoke', 'laptop' or 'paper'
-        seeds=None, # Seeds; default: the preset's
-        **kw, # Fields to change in every row
-    )->list: # (row name, recipe), all rows of the first seed before the second
-        "What has to be run; raises `ArgumentError` for a preset this table lacks"
-        if preset not in self.presets: raise ArgumentError('preset', preset, f"{self.name} has {', '.join(self.presets)}")
-        seeds = self.seeds[preset] if seeds is None else seeds
-        return [(row, self.presets[preset].replace(**{**kw, **change, 'seed':s})) for s in seeds for row,change in self.rows.items()]
+
+# %% ../../nbs/lab/20_lab.experiments.ipynb #d60d118e
+@patch
+def recipes(self:Experiment,
+    preset:str, # 'smoke', 'laptop' or 'paper'
+    seeds=None, # Seeds; default: the preset's
+    **kw, # Fields to change in every row
+)->list: # (row name, recipe), all rows of the first seed before the second
+    "What has to be run; raises `ArgumentError` for a preset this table lacks"
+    if preset not in self.presets: raise ArgumentError('preset', preset, f"{self.name} has {', '.join(self.presets)}")
+    seeds = self.seeds[preset] if seeds is None else seeds
+    return [(row, self.presets[preset].replace(**{**kw, **change, 'seed':s})) for s in seeds for row,change in self.rows.items()]
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #95f66462
 def _scores(data, split, p):
@@ -74,12 +79,13 @@ def _describe(data):
     return dict(name=data.info.name, synthetic=data.info.synthetic, classes=list(data.classes), fingerprint=data.fingerprint,
         split_fingerprint=data.split_fingerprint, counts=data.items.groupby(['split','label']).size().unstack(fill_value=0).to_dict('index'))
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #e3662604
+# %% ../../nbs/lab/20_lab.experiments.ipynb #82571b27
 class RunResult(NamedTuple):
     "A finished run"
     record:dict # For the ledger
     fitted:Fitted # Learner, history, where it was resumed
 
+# %% ../../nbs/lab/20_lab.experiments.ipynb #bf25e2d3
 def run_recipe(
     recipe:Recipe, # What to train
     paper:str='adhoc', # Name of the paper, for the record
@@ -122,7 +128,7 @@ class Progress:
         skipped:bool, # Was it already in the ledger?
     ): "A run is over"
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #d10e6642
+# %% ../../nbs/lab/20_lab.experiments.ipynb #9073f699
 def _known(records, recipe, data):
     "The record of `recipe` on `data`; raises `ResultError` if it was made with other data"
     for r in records:
@@ -131,6 +137,7 @@ def _known(records, recipe, data):
             raise ResultError('data', recipe.data, f"the images or the split differ from those of the record of {r['row']} (seed {r['seed']}); use another results folder, or restore the data")
         return r
 
+# %% ../../nbs/lab/20_lab.experiments.ipynb #4c3cc29d
 def _loader(root):
     "Load each data set once"
     cache = {}
@@ -166,7 +173,7 @@ def run_experiment(
         out.append(rec)
     return out
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #988d9faa
+# %% ../../nbs/lab/20_lab.experiments.ipynb #4db29b69
 def _stack(records, split):
     "Labels, groups and scores (runs,n) of records that must share their cases"
     s0 = records[0]['scores'][split]
@@ -176,6 +183,7 @@ def _stack(records, split):
             raise ResultError('records', f"{r['row']}, seed {r['seed']}", f"its {split} images differ from those of {records[0]['row']}, seed {records[0]['seed']}; only runs on the same images can be compared")
     return np.array(s0['label']),np.array(s0['group']),np.array([r['scores'][split]['score'] for r in records])
 
+# %% ../../nbs/lab/20_lab.experiments.ipynb #7dfd2e18
 def _status(pub, diff, ci, preset):
     "One word for what our numbers say about the paper's claim"
     if pub.direction is None: return 'no claim known'
@@ -183,7 +191,7 @@ def _status(pub, diff, ci, preset):
     if np.sign(diff)!=pub.direction: return 'contradicted'
     return 'direction only' if preset!='paper' or pub.value is None else 'matched'
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #7a4bd9c9
+# %% ../../nbs/lab/20_lab.experiments.ipynb #779a2cf9
 def _compare_row(row, base, split, boots):
     "Numbers of one row, and of its difference from the baseline"
     y,groups,S = _stack(base+row, split)
@@ -192,6 +200,7 @@ def _compare_row(row, base, split, boots):
     t = paired_auc_test(y, A, B, **kw)
     return t.aucs_a,t.diff,paired_auc_test(y, A, B, method='bootstrap', resample_runs=True, n=boots, **kw).ci,t.p
 
+# %% ../../nbs/lab/20_lab.experiments.ipynb #99457423
 def _blank(exp, name):
     "The row of a model that was not run"
     pub = exp.published.get(name, Published())

@@ -7,13 +7,14 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.ledger.html.md"""
 # %% auto #0
 __all__ = ['PACKAGES', 'SCHEMA', 'PARTS', 'FIRST', 'versions', 'environment', 'peak_memory', 'make_record', 'Ledger', 'frame']
 
-# %% ../../nbs/lab/10_lab.ledger.ipynb #ef3a06f0
+# %% ../../nbs/lab/10_lab.ledger.ipynb #2ca9a9ac
 import hashlib,importlib.metadata,json,os,platform,re,subprocess,sys
 from datetime import datetime,timezone
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from ..core import ArgumentError,ResultError
 
 # %% ../../nbs/lab/10_lab.ledger.ipynb #a424f4dd
@@ -92,7 +93,7 @@ def make_record(
     r = dict(schema=SCHEMA, created=datetime.now(timezone.utc).isoformat(timespec='seconds'), **_plain(parts))
     return dict(r, digest=_digest(r))
 
-# %% ../../nbs/lab/10_lab.ledger.ipynb #3df04355
+# %% ../../nbs/lab/10_lab.ledger.ipynb #23bfc483
 class Ledger:
     "A folder of run records, one JSON file each, never rewritten"
     def __init__(self,
@@ -105,24 +106,30 @@ class Ledger:
     )->list: # Paths
         "The files of this ledger"
         return sorted(self.path.glob(f'{paper}/{table}/*.json'))
-    def write(self,
-        record:dict, # As from `make_record`
-    )->Path: # The new file
-        "Write `record`; raises `ResultError` if its run is already there"
-        p = self.path/record['paper']/record['table']/f"{_slug(record['row'])}-seed{record['seed']}-{record['recipe_hash']}.json"
-        p.parent.mkdir(parents=True, exist_ok=True)
-        tmp = p.with_suffix(f'.{os.getpid()}.tmp')
-        tmp.write_text(json.dumps(record, sort_keys=True, allow_nan=False, separators=(',',':'))+'\n')
-        try: _place(tmp, p)
-        except FileExistsError: raise ResultError('record', p.name, 'this run is already in the ledger, and records are never rewritten; change the recipe, or use another results folder') from None
-        finally: tmp.unlink(missing_ok=True)
-        return p
-    def records(self,
-        paper:str='*', # Name of a paper
-        table:str='*', # Name of a table
-    )->list: # Dicts
-        "All records of a paper's table, each checked against its digest"
-        return [_read(p) for p in self.files(paper, table)]
+
+# %% ../../nbs/lab/10_lab.ledger.ipynb #bea76621
+@patch
+def write(self:Ledger,
+    record:dict, # As from `make_record`
+)->Path: # The new file
+    "Write `record`; raises `ResultError` if its run is already there"
+    p = self.path/record['paper']/record['table']/f"{_slug(record['row'])}-seed{record['seed']}-{record['recipe_hash']}.json"
+    p.parent.mkdir(parents=True, exist_ok=True)
+    tmp = p.with_suffix(f'.{os.getpid()}.tmp')
+    tmp.write_text(json.dumps(record, sort_keys=True, allow_nan=False, separators=(',',':'))+'\n')
+    try: _place(tmp, p)
+    except FileExistsError: raise ResultError('record', p.name, 'this run is already in the ledger, and records are never rewritten; change the recipe, or use another results folder') from None
+    finally: tmp.unlink(missing_ok=True)
+    return p
+
+# %% ../../nbs/lab/10_lab.ledger.ipynb #05feec08
+@patch
+def records(self:Ledger,
+    paper:str='*', # Name of a paper
+    table:str='*', # Name of a table
+)->list: # Dicts
+    "All records of a paper's table, each checked against its digest"
+    return [_read(p) for p in self.files(paper, table)]
 
 # %% ../../nbs/lab/10_lab.ledger.ipynb #4a404449
 def _place(tmp, p):

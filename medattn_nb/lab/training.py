@@ -102,7 +102,7 @@ def _check(r):
     if not 0<r.valid_fraction<1: raise ArgumentError('valid_fraction', r.valid_fraction, 'use a share between 0 and 1')
     check_augment(r.augment)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #b41f0421
+# %% ../../nbs/lab/00_lab.training.ipynb #f6274927
 @patch
 def to_dict(self:Recipe)->dict: # Field -> plain JSON value
     "All fields, as they are written into a record"
@@ -116,6 +116,7 @@ def from_dict(cls:Recipe,
     lists = lambda o: tuple(map(lists, o)) if isinstance(o, list) else o
     return cls(**{k:lists(v) for k,v in d.items()})
 
+# %% ../../nbs/lab/00_lab.training.ipynb #33a827cb
 @patch(as_prop=True)
 def hash(self:Recipe)->str: # 12 hexadecimal digits
     "Stable over sessions, machines and versions; differs when any field does"
@@ -145,7 +146,7 @@ def load(self:Recipe,
         {'train':1-self.valid_fraction, 'valid':self.valid_fraction}, seed=self.split_seed)
     return Data(data.info, data.items.assign(split=drawn.items.split), data.root, data.reader)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #f7da931d
+# %% ../../nbs/lab/00_lab.training.ipynb #8b61f8ad
 class BatchDL(DataLoader):
     "A fastai `DataLoader` over images held in memory as `uint8` (N,C,H,W)"
     def __init__(self,
@@ -167,6 +168,7 @@ class BatchDL(DataLoader):
         x = (x-self.stats[0])/self.stats[1]
         return (x.contiguous(memory_format=torch.channels_last) if self.channels_last else x), b[1]
 
+# %% ../../nbs/lab/00_lab.training.ipynb #80da8b8a
 def image_stats(
     x:Tensor, # Images (N,C,H,W), uint8
 )->tuple: # Mean and standard deviation, each (C,1,1), in [0,1] units
@@ -208,7 +210,7 @@ def lr_at(self:Recipe,
     if self.schedule=='constant': return self.lr
     return self.lr * self.gamma**sum(epoch>=m*self.epochs-1e-9 for m in self.milestones)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #4e69b19f
+# %% ../../nbs/lab/00_lab.training.ipynb #dc325b4f
 class EpochSeed(Callback):
     "Start each epoch from a seed of its own"
     order = -20
@@ -217,13 +219,15 @@ class EpochSeed(Callback):
         s = seed_everything(derive_seed(self.seed, 'epoch', self.epoch), torch.are_deterministic_algorithms_enabled())
         self.learn.dls.train.rng = random.Random(s)
 
+# %% ../../nbs/lab/00_lab.training.ipynb #d210905f
 class StepRate(Callback):
     "Set the recipe's learning rate for the epoch"
     def __init__(self, recipe): self.recipe = recipe
     def before_epoch(self): self.opt.set_hyper('lr', self.recipe.lr_at(self.epoch))
 
+# %% ../../nbs/lab/00_lab.training.ipynb #5305baec
 class AutoCast(Callback):
-    "bfloat16 forward pass on any device (fastai's own callback is for CUDA alone)"
+    "bfloat16 forward pass on any device"
     order = MixedPrecision.order
     def before_batch(self):
         self.ctx = torch.autocast(self.dls.device.type, torch.bfloat16)
@@ -231,8 +235,9 @@ class AutoCast(Callback):
     def after_pred(self): self.learn.pred = self.pred.float()
     def after_loss(self): self.ctx.__exit__(None, None, None)
 
+# %% ../../nbs/lab/00_lab.training.ipynb #9deae398
 class StopOnNaN(Callback):
-    "A loss that is not a number never recovers: say so at once"
+    "Raise `ResultError` as soon as the training loss is not finite"
     order = -5
     def after_loss(self):
         if self.training and not torch.isfinite(self.loss_grad): raise ResultError('loss', self.loss_grad.item(), f'training broke in epoch {self.epoch}; lower lr (now {self.opt.hypers[-1]["lr"]:g}) or turn amp off')
@@ -271,7 +276,7 @@ def learner(self:Recipe,
     return Learner(dls, model, loss_func=LOSSES[self.loss](), opt_func=self.opt_func, lr=self.lr, metrics=_metrics(len(data.classes)),
         cbs=cbs, wd_bn_bias=True)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #81bca887
+# %% ../../nbs/lab/00_lab.training.ipynb #19d4358d
 class Checkpoint(Callback):
     "After each epoch: one row of history, and the state on disk"
     order = 60
@@ -290,6 +295,7 @@ class Checkpoint(Callback):
         _save(dict(recipe=json.dumps(self.recipe.to_dict()), epoch=self.epoch+1, model=self.model.state_dict(), history=self.history,
             opt=None if done else self.opt.state_dict(), scaler=scaler.state_dict() if scaler else None), self.path)
 
+# %% ../../nbs/lab/00_lab.training.ipynb #e37362f5
 def _save(o, path):
     "Write `o` to `path` in one step"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -314,13 +320,14 @@ def _read(path, recipe):
     if Recipe.from_dict(json.loads(ck['recipe']))!=recipe: raise ResultError('checkpoint', path.name, 'this file belongs to another recipe; use another folder')
     return ck
 
-# %% ../../nbs/lab/00_lab.training.ipynb #25823c5b
+# %% ../../nbs/lab/00_lab.training.ipynb #be16fe62
 class Fitted(NamedTuple):
     "A trained learner and what happened on the way"
     learn:Learner # With the trained model
     history:list # One dict an epoch: epoch, lr, train_loss, valid_loss, metrics, seconds
     resumed:int # The epoch it was resumed at; 0 for a run in one piece
 
+# %% ../../nbs/lab/00_lab.training.ipynb #b9819391
 def checkpoint_path(
     recipe:Recipe, # What is trained
     folder, # Folder of checkpoints
@@ -328,6 +335,7 @@ def checkpoint_path(
     "Where `fit` keeps the checkpoint of `recipe`"
     return Path(folder)/f'{recipe.hash}.pth'
 
+# %% ../../nbs/lab/00_lab.training.ipynb #6773f41f
 def fit(
     recipe:Recipe, # What to train
     data:Data|None=None, # As from `Recipe.load`; default: load it
