@@ -29,28 +29,34 @@ def versions(
         except importlib.metadata.PackageNotFoundError: return None
     return {o:one(o) for o in names}
 
-# %% ../../nbs/lab/10_lab.ledger.ipynb #2e92b077
+# %% ../../nbs/lab/10_lab.ledger.ipynb #eae9574e
 def _git(*args):
     "Output of a git command in the library's own folder; `None` where it is no repository"
-    try: r = subprocess.run(['git', *args], cwd=Path(__file__).parent if '__file__' in globals() else '.', capture_output=True, text=True, timeout=20)
+    try: r = subprocess.run(['git', *args], cwd=_here().parent, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired): return None
     return r.stdout.strip() if r.returncode==0 else None
+
+def _here(): return Path(globals().get('__file__', '10_lab.ledger.ipynb'))
+
+def _commit():
+    "Commit of this library and whether its code differs from it; `None` where this file is not under git (an installed copy)"
+    if _git('ls-files', '--error-unmatch', '--', _here().name) is None: return dict(commit=None, dirty=None)
+    return dict(commit=_git('rev-parse', 'HEAD'), dirty=bool(_git('status', '--porcelain', '--', '.')))
 
 def _cpu():
     "Name of the processor"
     try: return re.search(r'model name\s*:\s*(.+)', Path('/proc/cpuinfo').read_text()).group(1)
     except (OSError, AttributeError): return platform.processor() or platform.machine()
 
-# %% ../../nbs/lab/10_lab.ledger.ipynb #ef4e6850
+# %% ../../nbs/lab/10_lab.ledger.ipynb #78f2cd64
 def environment(
     device='cpu', # The torch device of the run
 )->dict: # Plain JSON values
     "What the run ran on: device, threads, versions, and the library's git commit (with `dirty`: did its code differ from the commit?)"
     device = torch.device(device)
-    status = _git('status', '--porcelain', '--', '.')
     return dict(device=device.type, device_name=torch.cuda.get_device_name(device) if device.type=='cuda' else _cpu(), threads=torch.get_num_threads(),
         python=platform.python_version(), system=platform.system(), versions=versions(),
-        git=dict(commit=_git('rev-parse', 'HEAD'), dirty=None if status is None else bool(status)))
+        git=_commit())
 
 def peak_memory(
     device='cpu', # The torch device of the run
