@@ -1,0 +1,140 @@
+"Experiments: what is run, what is refused, and the table from records that are incomplete or do not belong together"
+import dataclasses
+import numpy as np
+import pandas as pd
+import pytest
+from medattn_nb.core import ArgumentError, ResultError
+from medattn_nb.lab import experiments
+from medattn_nb.lab.experiments import Experiment, Progress, Published, compare, run_experiment, show_table
+from medattn_nb.lab.ledger import Ledger, make_record
+from medattn_nb.lab.training import Recipe
+from medattn_nb.metrics import paired_auc_test, roc_auc
+from test_ledger import parts
+
+TINY = Recipe(data='phantom-texture', data_options=dict(n=24, size=16), size=16, epochs=1, batch_size=8)
+ROWS = {'plain':{}, 'SE':dict(attention='se'), 'GC':dict(attention='gc')}
+EXP = Experiment('toy', 't', 'A toy', ROWS, presets=dict(smoke=TINY, laptop=TINY.replace(epochs=2)), seeds=dict(smoke=(0,1), laptop=(0,)),
+    published={'SE':Published(.9, 1, 'Table 1'), 'GC':Published(None, -1, 'Table 1')})
+
+def record(row='plain', seed=0, preset='smoke', shift=1., n=60, files=None, fingerprint='f', labels=None, recipe=None, **kw):
+    "A record of `EXP` with drawn scores; `shift` parts the classes"
+    rng = np.random.default_rng([seed, *row.encode()])
+    y = np.arange(n)%2 if labels is None else np.array(labels)
+    s = np.clip(rng.normal(y*shift, 1), -4, 4)
+    recipe = recipe or dict(EXP.recipes(preset, (seed,)))[row]
+    return make_record(**parts(row=row, seed=seed, preset=preset, recipe=recipe.to_dict(), recipe_hash=recipe.hash,
+        data=dict(name='phantom-texture', synthetic=True, fingerprint=fingerprint, split_fingerprint='s'),
+        scores=dict(test=dict(file=files or [f'{i:03d}' for i in range(n)], label=y.tolist(), group=[f'{i:03d}' for i in range(n)], score=s.round(6).tolist())), **kw))
+
+def both(shift=1., seeds=(0,1), rows=ROWS): return [record(r, s, shift=shift if r=='plain' else shift+1) for r in rows for s in seeds]
+
+# --- what is run ---------------------------------------------------------------------------------------
+def test_recipes():
+    got = EXP.recipes('smoke')
+    assert [(row, o.seed, o.attention) for row,o in got]==[('plain',0,None),('SE',0,'se'),('GC',0,'gc'),('plain',1,None),('SE',1,'se'),('GC',1,'gc')]
+    assert len({o.hash for _,o in got})==6
+    assert all(o.epochs==5 and o.lr==.1 for _,o in EXP.recipes('smoke', (3,), epochs=5, lr=.1))
+
+def test_a_row_keeps_what_makes_it_a_row(): assert [o.attention for _,o in EXP.recipes('smoke', (0,), attention='cbam')]==['cbam','se','gc']
+
+def test_bad_experiments():
+    with pytest.raises(ArgumentError, match='toy/t has smoke, laptop'): EXP.recipes('paper')
+    with pytest.raises(ArgumentError, match='choose from smoke'): dataclasses.replace(EXP, presets=dict(tiny=TINY))
+    with pytest.raises(ArgumentError, match='name of a row'): dataclasses.replace(EXP, published={'ResNet':Published()})
+
+class Seen(Progress):
+    def __init__(self): self.said = []
+    def start(self, i, n, row, recipe): self.said.append(('start', i, n, row, recipe.seed))
+    def end(self, record, skipped): self.said.append(('end', record['row'], skipped))
+
+def known(**kw):
+    "A record of the plain row's first seed as `run_experiment` would have written it"
+    data = TINY.load()
+    d = dict(name=data.info.name, synthetic=True, fingerprint=data.fingerprint, split_fingerprint=data.split_fingerprint)
+    return make_record(**parts(row='plain', recipe=TINY.to_dict(), recipe_hash=TINY.hash, data={**d, **kw}))
+
+def no_training(*a, **kw): raise AssertionError('a finished run was trained again')
+
+def test_a_finished_run_is_skipped(tmp_path, monkeypatch):
+    one,seen = dataclasses.replace(EXP, rows={'plain':{}}, published={}),Seen()
+    Ledger(tmp_path).write(rec:=known())
+    monkeypatch.setattr(experiments, 'run_recipe', no_training)
+    assert run_experiment(one, 'smoke', (0,), results=tmp_path, checkpoints=None, progress=seen)==[rec]
+    assert seen.said==[('start',0,1,'plain',0), ('end','plain',True)]
+
+@pytest.mark.parametrize('what', ['fingerprint','split_fingerprint'])
+def test_other_data_is_refused(tmp_path, monkeypatch, what):
+    Ledger(tmp_path).write(known(**{what:'another'}))
+    monkeypatch.setattr(experiments, 'run_recipe', no_training)
+    with pytest.raises(ResultError, match='images or the split differ'): run_experiment(EXP, 'smoke', (0,), results=tmp_path, checkpoints=None)
+    assert len(Ledger(tmp_path).files())==1
+
+def test_each_record_is_written_at_once(tmp_path, monkeypatch):
+    "When the second run breaks, the first is kept, and the next call goes on with the second"
+    done = []
+    def fake(recipe, paper, table, row, preset, data, *a):
+        if row=='SE' and len(done)==1 and not any(r=='broke' for r in done): done.append('broke'); raise RuntimeError('out of memory')
+        done.append(row)
+        return experiments.RunResult(record(row, recipe.seed, fingerprint=data.fingerprint), None)
+    monkeypatch.setattr(experiments, 'run_recipe', fake)
+    monkeypatch.setattr(experiments, '_known', lambda records, recipe, data: next((r for r in records if r['recipe_hash']==recipe.hash), None))
+    with pytest.raises(RuntimeError): run_experiment(EXP, 'smoke', (0,), results=tmp_path, checkpoints=None)
+    assert [r['row'] for r in Ledger(tmp_path).records()]==['plain']
+    assert [r['row'] for r in run_experiment(EXP, 'smoke', (0,), results=tmp_path, checkpoints=None)]==['plain','SE','GC']
+    assert done==['plain','broke','SE','GC']
+
+# --- the table -----------------------------------------------------------------------------------------
+def test_nothing_was_run():
+    df = compare(EXP, [], 'smoke', boots=50)
+    assert list(df.model)==list(ROWS) and set(df.status)=={'not run'} and (df.runs==0).all() and df.auc.isna().all()
+    assert show_table(df).loc['SE','paper']=='0.900' and not show_table(df).isna().any().any()
+
+def test_missing_rows_say_so():
+    df = compare(EXP, both(rows=('plain','SE')), 'smoke', boots=50).set_index('model')
+    assert df.status['GC']=='not run' and df.runs.tolist()==[2,2,0] and df.status['plain']=='baseline'
+    assert df.p_holm['SE']==df.p['SE'] and pd.isna(df.p_holm['GC'])
+
+def test_without_the_baseline_nothing_is_compared():
+    df = compare(EXP, both(rows=('SE','GC')), 'smoke', boots=50)
+    assert df['diff'].isna().all()
+
+def test_single_seed():
+    recs = both(seeds=(0,))
+    df = compare(EXP, recs, 'smoke', boots=50).set_index('model')
+    assert df.runs.tolist()==[1,1,1] and df.sd.isna().all()
+    s = [r['scores']['test'] for r in recs]
+    assert df.auc.tolist()==pytest.approx([roc_auc(np.array(o['label']), np.array(o['score'])) for o in s])
+    assert '(' not in show_table(df.reset_index())['AUC, mean (SD) of runs'].iloc[0]
+
+def test_numbers_are_those_of_the_metrics():
+    recs = both()
+    df = compare(EXP, recs, 'smoke', boots=50).set_index('model')
+    S = {r:np.array([o['scores']['test']['score'] for o in recs if o['row']==r]) for r in ROWS}
+    t = paired_auc_test(np.array(recs[0]['scores']['test']['label']), S['SE'], S['plain'])
+    assert df['diff']['SE']==pytest.approx(t.diff) and df.p['SE']==pytest.approx(t.p)
+    assert df.auc['SE']-df.auc['plain']==pytest.approx(df['diff']['SE'])
+    assert df.low['SE']<=df['diff']['SE']<=df.high['SE']
+    assert (df.p_holm.dropna()>=df.p.dropna()).all()
+
+def test_unequal_numbers_of_seeds():
+    df = compare(EXP, both(seeds=(0,1,2), rows=('plain',))+both(seeds=(0,), rows=('SE',)), 'smoke', boots=50).set_index('model')
+    assert df.runs[['plain','SE']].tolist()==[3,1] and np.isfinite(df['diff']['SE'])
+
+def test_order_of_records_does_not_matter():
+    a,b = (compare(EXP, o, 'smoke', boots=50) for o in (both(), both()[::-1]))
+    pd.testing.assert_frame_equal(a, b)
+
+def test_other_presets_and_tables_are_left_out():
+    extra = [record('plain', 0, 'laptop', shift=9), dict(record('plain', 1, shift=9), table='u'), dict(record('plain', 1, shift=9), paper='other')]
+    pd.testing.assert_frame_equal(compare(EXP, both()+extra, 'smoke', boots=50), compare(EXP, both(), 'smoke', boots=50))
+
+@pytest.mark.parametrize('kw', [dict(n=58), dict(files=[f'x{i}' for i in range(60)]), dict(fingerprint='another'), dict(labels=[1,0]*30)])
+def test_different_cases_are_not_compared(kw):
+    with pytest.raises(ResultError, match='only runs on the same images'): compare(EXP, both(rows=('plain',))+[record('SE', 0, **kw)], 'smoke', boots=50)
+
+@pytest.mark.parametrize('direction,shift,preset,value,says', [(1,3.,'smoke',.9,'direction only'), (-1,3.,'smoke',.9,'contradicted'), (1,0.,'smoke',.9,'undecided'), (None,3.,'smoke',.9,'no claim known')])
+def test_status(direction, shift, preset, value, says):
+    exp = dataclasses.replace(EXP, published={'SE':Published(value, direction)})
+    base = [record('plain', s, shift=.2, n=200) for s in (0,1)]
+    other = [record('SE', s, shift=.2+shift, n=200) for s in (0,1)]
+    assert compare(exp, base+other, preset, boots=200).set_index('model').status['SE']==says
