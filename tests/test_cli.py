@@ -1,0 +1,221 @@
+"The command line: help, exit codes, what is printed, and a run that is really stopped with Ctrl-C"
+import json, os, re, shlex, signal, subprocess, sys, time
+import numpy as np
+import pytest
+from PIL import Image
+from medattn_nb.lab import cli
+from medattn_nb.lab.cli import main
+
+TOY = """
+from medattn_nb.lab.experiments import Experiment
+from medattn_nb.lab.training import Recipe
+tiny = Recipe(data='phantom-texture', data_options=dict(n=60, size=32), size=32, epochs=1, batch_size=16, lr=.01)
+def table(name, **kw): return Experiment('toy', name, 'A toy', {'plain':{}, 'SE':dict(attention='se')}, presets=dict(smoke=tiny, **kw), seeds=dict(smoke=(0,1), **{k:(0,) for k in kw}), published={})
+EXPERIMENTS = {'a':table('a'), 'b':table('b', laptop=tiny.replace(epochs=2), paper=tiny.replace(data='covid-ct', data_options={}))}
+"""
+
+@pytest.fixture(scope='module')
+def toys(tmp_path_factory):
+    "A folder that brings the paper 'toy': on the path of a new process, and in this one"
+    d = tmp_path_factory.mktemp('toys')
+    (d/'papers').mkdir()
+    (d/'papers/toy.py').write_text(TOY)
+    (d/'sitecustomize.py').write_text(f'import medattn_nb.papers as p\np.__path__.append({str(d/"papers")!r})\n')
+    import medattn_nb.papers as p
+    p.__path__.append(str(d/'papers'))
+    yield d
+    p.__path__.remove(str(d/'papers'))
+    sys.modules.pop('medattn_nb.papers.toy', None)
+
+@pytest.fixture
+def sh(toys, tmp_path, monkeypatch, capsys):
+    "Call `main` in an empty folder: (exit code, standard output, standard error)"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('MEDATTN_DATA', raising=False)
+    def f(line):
+        code = main(shlex.split(line))
+        return (code, *capsys.readouterr())
+    return f
+
+def env(toys=None):
+    e = {k:v for k,v in os.environ.items() if k not in ('MEDATTN_DATA','MEDATTN_DEBUG')}
+    return {**e, **({'PYTHONPATH':str(toys)} if toys else {}), 'OMP_NUM_THREADS':'1'}
+
+def process(line, cwd, toys=None, **kw):
+    return subprocess.Popen([sys.executable,'-m','medattn_nb.lab.cli',*shlex.split(line)], cwd=cwd, env=env(toys), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
+
+# --- help ----------------------------------------------------------------------------------------------
+COMMANDS = 'run','demo','table','data list','data check','doctor'
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from medattn_nb.lab.cli import main; c = main(['--help']); sys.exit(c or bool({'torch','numpy','pandas','fastai','tqdm'} & set(sys.modules)))"
+    r = subprocess.run([sys.executable,'-c',code], capture_output=True, text=True)
+    assert r.returncode==0, 'medattn --help imports what it does not need'
+    assert all(o.split()[0] in r.stdout for o in COMMANDS) and '130 stopped with Ctrl-C' in r.stdout
+
+def test_help_is_fast(tmp_path):
+    "Processor time, which a busy machine does not stretch"
+    import resource
+    t = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert process('--help', tmp_path).wait(60)==0
+    u = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert u.ru_utime+u.ru_stime-t.ru_utime-t.ru_stime<1
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_every_command_has_purpose_and_example(sh, command):
+    code,out,err = sh(f'{command} --help')
+    assert code==0 and not err and f'example: medattn {command}' in out
+    for o in re.findall(r'^  (--?[\w-]+).*$', out, re.M): assert re.search(rf'{o}\b.*\n? +\S', out)
+
+def test_examples_parse():
+    for f,example,_ in cli._commands.values(): assert cli._parser().parse_args(shlex.split(example)[1:]).command is f
+
+def test_version_and_nothing(sh):
+    import medattn_nb
+    assert sh('--version')==(0, f'medattn {medattn_nb.__version__}\n', '')
+    assert sh('')[0]==0
+
+# --- mistakes ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('line,says', [
+    ('walk', 'choose from'), ('run', 'PAPER[/TABLE]'), ('run toy --preset tiny', '--preset'), ('run toy --seeds 0,x', 'write them as 0,1,2'),
+    ('run toy --seed 0', 'unrecognized'), ('data', 'COMMAND'), ('data chekc x', 'choose from'), ('table toy/a --format pdf', '--format'),
+    ('run nope', 'toy/a, toy/b'), ('run toy/c', 'toy/a, toy/b'), ('table toy', 'toy/a, toy/b'), ('run toy/a --preset paper', 'toy/a has smoke'),
+    ('run toy/a --preset smoke --set epoch=1', 'epochs'), ('run toy/a --preset smoke --set epochs', 'field=value'), ('run toy/a --preset smoke --set epochs=x', 'a value like 100'),
+    ('run toy/a --preset smoke --set epochs=0', 'at least 1'), ('run toy/a --preset smoke --set seed=1', '--seeds'), ('run toy/a --preset smoke --set attention=gc', 'differ'),
+    ('run toy/a --preset smoke --device tpu', 'device')])
+def test_bad_arguments_take_one_line(sh, line, says):
+    code,out,err = sh(line)
+    assert code==2 and len(err.splitlines())==1 and err.startswith('medattn') and says in err and 'Traceback' not in err
+
+@pytest.mark.parametrize('line,says', [('run toy/b --preset paper', 'covid-ct'), ('run toy/b --preset paper --data-root nowhere', 'covid-ct')])
+def test_missing_data_take_one_line(sh, line, says):
+    code,out,err = sh(line)
+    assert code==1 and len(err.splitlines())==1 and says in err
+
+def test_debug_keeps_the_traceback(sh, monkeypatch):
+    monkeypatch.setenv('MEDATTN_DEBUG', '1')
+    with pytest.raises(ValueError): sh('run nope')
+
+def test_a_process_exits_with_the_code(tmp_path):
+    p = process('run nope', tmp_path)
+    out,err = p.communicate(timeout=300)
+    assert p.returncode==2 and out=='' and len(err.splitlines())==1
+
+def test_broken_pipe(tmp_path):
+    p = process('data list', tmp_path)
+    p.stdout.close()
+    assert p.stderr.read()=='' and p.wait(300)==141
+
+# --- run and table -------------------------------------------------------------------------------------
+def test_run_and_table(sh, tmp_path):
+    code,out,err = sh('table toy/a --preset smoke')
+    assert code==0 and out.count('not run')==2 and 'medattn run toy/a --preset smoke' in err
+    code,out,err = sh('run toy/a --preset smoke --seeds 0')
+    assert code==0 and out.count('trained')==2 and not re.search(r'[\r\x1b]', out+err) and 'baseline' in out
+    assert len(list(tmp_path.glob('runs/results/toy/a/*.json')))==2 and not (tmp_path/'results').exists()
+    code,out,err = sh('run toy/a --preset smoke --seeds 0')
+    assert code==0 and out.count('from the ledger')==2 and 'trained' not in out
+    lines = out.split('\n\n')[-1].strip()
+    assert sh('table toy/a --preset smoke')[1].strip()==lines
+    assert sh('table toy/a --preset smoke --format markdown')[1].startswith('| model |')
+    head,*rows = sh('table toy/a --preset smoke --format csv')[1].splitlines()
+    assert head.startswith('model,runs,auc') and len(rows)==2
+    assert sh('table toy/a --preset smoke --split valid')[0]==0
+
+def test_runs_with_other_fields_are_kept_apart(sh):
+    sh('run toy/a --preset smoke --seeds 0 --set lr=.02')
+    code,out,err = sh('table toy/a --preset smoke')
+    assert out.count('not run')==2
+    assert 'not run' not in sh('table toy/a --preset smoke --set lr=.02')[1]
+    sh('run toy/a --preset smoke --seeds 0')
+    code,out,err = sh('table toy/a --preset smoke')
+    assert [o.split()[2] for o in out.splitlines()[1:]]==['1','1'] and '2 records of other presets or recipes' in err
+
+def test_a_paper_runs_all_its_tables(sh, tmp_path):
+    code,out,err = sh('run toy --preset smoke --seeds 3 --results r --checkpoints c')
+    assert code==0 and {o.parent.name for o in tmp_path.glob('r/toy/*/*.json')}=={'a','b'} and list(tmp_path.glob('c/*.pth')) and not (tmp_path/'runs').exists()
+
+def test_a_changed_record_takes_one_line(sh, tmp_path):
+    sh('run toy/a --preset smoke --seeds 0')
+    p = next(tmp_path.glob('runs/results/toy/a/*.json'))
+    p.write_text(json.dumps({**json.loads(p.read_text()), 'seconds':0}))
+    code,out,err = sh('table toy/a --preset smoke')
+    assert code==1 and len(err.splitlines())==1 and p.name in err
+
+def test_stopped_and_resumed(toys, tmp_path):
+    "Ctrl-C while the first run trains, then the very command that was printed"
+    p = process('run toy/a --preset smoke --seeds 0 --set epochs=12', tmp_path, toys, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    until = time.monotonic()+300
+    while not list(tmp_path.glob('runs/checkpoints/*.pth')) and p.poll() is None and time.monotonic()<until: time.sleep(.02)
+    p.send_signal(signal.SIGINT)
+    out,err = p.communicate(timeout=300)
+    assert p.returncode==130 and 'Traceback' not in err, err
+    line, = [o for o in err.splitlines() if 'stopped' in o]
+    assert 'finished runs are kept' in line
+    r = subprocess.run(shlex.split(line.split('with: ')[1]), cwd=tmp_path, env=env(toys), capture_output=True, text=True, timeout=600)
+    assert r.returncode==0, r.stderr
+    assert 'resumed after epoch' in r.stdout and 'baseline' in r.stdout
+    recs = [json.loads(o.read_text()) for o in tmp_path.glob('runs/results/toy/a/*.json')]
+    assert sorted(o['row'] for o in recs)==['SE','plain'] and all(len(o['history'])==12 for o in recs)
+
+def test_the_line_for_ctrl_c_is_the_command(sh, monkeypatch):
+    def stop(a): raise KeyboardInterrupt
+    monkeypatch.setitem(cli._commands, 'demo', (stop, *cli._commands['demo'][1:]))
+    stop.__doc__ = 'Stop'
+    code,out,err = sh("demo --fresh --preset smoke --out 'a b'")
+    assert code==130 and len(err.splitlines())==1 and err.rstrip().endswith("demo --preset smoke --out 'a b'")
+
+# --- data ----------------------------------------------------------------------------------------------
+def picture(p, n=16): Image.fromarray(np.full((n,n), 90, np.uint8)).save(p)
+
+def test_data_check_lists_every_bad_file(sh, tmp_path):
+    d = tmp_path/'mine'; d.mkdir()
+    for o in 'abc': picture(d/f'{o}.png')
+    picture(d/'mask.png', 8); (d/'b.png').write_text('no picture')
+    (d/'manifest.csv').write_text('file,label,mask\na.png,sick,\nb.png,sick,\nc.png,well,mask.png\nd.png,well,\n')
+    code,out,err = sh('data check mine')
+    assert code==1 and [o.split(':')[0] for o in out.splitlines()[:-1]]==['b.png','mask.png','d.png'] and '3 problems in 3 places' in out
+    (d/'manifest.csv').write_text('file,label\na.png,sick\nc.png,well\n')
+    assert sh('data check mine')==(0, '2 images checked, no problems\n', '')
+    assert 'mine' in sh(f'data list --data-root .')[1]
+
+def test_data_check_of_nothing(sh):
+    code,out,err = sh('data check nowhere')
+    assert code==1 and 'nowhere' in out
+
+def test_data_list(sh):
+    code,out,err = sh('data list')
+    assert code==0 and re.search(r'^phantom-texture .*synthetic$', out, re.M) and re.search(r'^covid-ct .*no$', out, re.M)
+
+# --- doctor --------------------------------------------------------------------------------------------
+def test_doctor(sh):
+    code,out,err = sh('doctor')
+    assert code==0 and 'All that is required is here' in out
+    for o in ('python','torch','fastai','fast-slic','quarto','CPU cores','disk','covid-ct'): assert o in out
+    assert all('to add it: ' in o for o in out.splitlines() if re.match(r'  \S+ +missing', o))
+
+def test_doctor_finds_what_is_missing_or_old(sh, monkeypatch):
+    monkeypatch.setattr(cli, '_version', lambda o: {'torch':'2.5.1','fastai':None}.get(o, '99'))
+    code,out,err = sh('doctor')
+    assert code==1 and 'Problem: torch: 2.5.1 is too old: 2.6 or newer is needed' in out and 'Problem: fastai: missing' in out
+
+def test_doctor_says_when_the_import_fails(sh, monkeypatch):
+    monkeypatch.setattr(cli, '_works', lambda: 'ImportError: libcudart.so')
+    code,out,err = sh('doctor')
+    assert code==1 and 'Problem: ImportError: libcudart.so' in out
+
+# --- demo ----------------------------------------------------------------------------------------------
+def test_demo(sh, tmp_path, monkeypatch):
+    "The demo's own steps, on the toy table and without drawing the report"
+    exp, = cli._find('toy/b')
+    monkeypatch.setattr(cli, '_find', lambda name: [exp])
+    monkeypatch.setattr(cli, '_report', lambda exp, records, a, path, checkpoints: print(f'Report: {path}'))
+    code,out,err = sh('demo --seeds 0')
+    assert code==0 and out.count('trained')==2 and out.splitlines()[-1]=='Report: report.html' and list(tmp_path.glob('runs/demo/checkpoints/*.pth'))
+    code,out,err = sh('demo --seeds 0 --out elsewhere')
+    assert out.count('from the ledger')==2 and '--fresh starts anew' in out and out.splitlines()[-1]==f"Report: {os.path.join('elsewhere','report.html')}"
+    assert sh('demo --seeds 0 --fresh')[1].count('trained')==2
+
+def test_report(sh, tmp_path):
+    code,out,err = sh('run toy/a --preset smoke --seeds 0 --report out/r.html')
+    assert code==0 and out.splitlines()[-1].startswith('Report: ') and '<html' in (tmp_path/'out/r.html').read_text(encoding='utf-8')

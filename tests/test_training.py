@@ -1,0 +1,132 @@
+"Training: frozen recipes, a run that is really killed, precision and layout options, and what is refused"
+import dataclasses, signal, subprocess, sys
+import pytest, torch
+from medattn_nb.core import ArgumentError, ResultError
+from medattn_nb.data.datasets import leaks
+from medattn_nb.lab.training import Recipe, checkpoint_path, fit, predict
+
+TINY = Recipe(data='phantom-texture', data_options=dict(n=24, size=32), size=32, epochs=1, batch_size=8, lr=.01)
+def run(recipe=TINY, **kw):
+    change = {k:kw.pop(k) for k in list(kw) if k in DEFAULTS}
+    return fit(recipe.replace(**change), device='cpu', **kw)
+
+# --- recipes are frozen: a record of today must be found by its hash tomorrow -----------------------------
+DEFAULTS = dict(data_options=(), split='official', valid_fraction=.2, split_seed=0, size=224, preprocess=('resize',), augment=(), channels=3,
+    model='resnet18', attention=None, attention_options=(), where='residual', init='he', keep_identity=True, loss='ce', optimiser='sgd', lr=.05,
+    momentum=.9, weight_decay=1e-4, schedule='step', milestones=(.3,.6,.9), gamma=.1, epochs=100, batch_size=64, seed=0, amp=None,
+    channels_last=False, compile=False, deterministic=False)
+
+def test_defaults_are_frozen():
+    "A field may be added; its default must then be what was done before"
+    now = {f.name:f.default for f in dataclasses.fields(Recipe)}
+    assert {k:now[k] for k in DEFAULTS}==DEFAULTS and now['data'] is dataclasses.MISSING
+
+@pytest.mark.parametrize('kw,h', [
+    (dict(data='covid-ct', size=96, augment=('crop','hflip'), epochs=30, channels_last=True), '5f3485184f77'),
+    (dict(data='covid-ct'), 'af9005443fd2'),
+    (dict(data='phantom-texture', data_options=dict(size=32, n=120)), '5c758e988e57'),
+    (dict(data='phantom-texture', data_options=dict(n=120, size=32)), '5c758e988e57'),
+    (dict(data='covid-ct', attention='cbam', attention_options=dict(reduction=8), seed=2), '0f64e9a9ae37'),
+    (dict(data='covid-ct', amp='bf16', lr=1e-3, optimiser='adamw', milestones=(.5,)), 'd0f562c7f3b1')])
+def test_hashes_are_frozen(kw, h):
+    r = Recipe(**kw)
+    assert r.hash==h and Recipe.from_dict(r.to_dict())==r
+
+@pytest.mark.parametrize('kw', [dict(epochs=0), dict(size=1.5), dict(batch_size=0), dict(lr=0), dict(gamma=-1), dict(split='patient'), dict(channels=2),
+    dict(loss='mse'), dict(optimiser='lamb'), dict(schedule='cosine'), dict(amp='fp8'), dict(valid_fraction=1), dict(augment=('spin',))])
+def test_fields_that_cannot_work(kw):
+    with pytest.raises(ArgumentError, match=next(iter(kw))): TINY.replace(**kw)
+
+# --- really killing ------------------------------------------------------------------------------------
+SCRIPT = """
+import sys, torch
+from medattn_nb.lab.training import Recipe, fit
+torch.set_num_threads(1)
+r = Recipe(data='phantom-texture', data_options=dict(n=120, size=32), size=32, epochs=4, batch_size=32, lr=.02, augment=('hflip','crop'))
+f = fit(r, checkpoints=sys.argv[1], device='cpu', on_epoch=lambda o: print('epoch', o['epoch'], flush=True))
+history = [{k:v for k,v in o.items() if k!='seconds'} for o in f.history]
+torch.save(dict(model=f.learn.model.state_dict(), history=history, resumed=f.resumed), sys.argv[2])
+"""
+def start(*args): return subprocess.Popen([sys.executable,'-c',SCRIPT,*map(str, args)], stdout=subprocess.PIPE, text=True)
+
+def test_killed_and_resumed_is_bit_for_bit_uninterrupted(tmp_path):
+    "The checkpoint of an epoch is on disk before the epoch is announced, so the kill falls into the next epoch"
+    whole = start(tmp_path/'a', tmp_path/'whole.pt')
+    p = start(tmp_path/'b', tmp_path/'never.pt')
+    assert [p.stdout.readline() for _ in range(2)]==['epoch 0\n','epoch 1\n']
+    p.kill()
+    assert p.wait(60)==-signal.SIGKILL and not (tmp_path/'never.pt').exists()
+    p = start(tmp_path/'b', tmp_path/'again.pt')
+    said = p.communicate(timeout=300)[0].split('\n')
+    assert whole.wait(300)==0 and p.returncode==0
+    a,b = (torch.load(tmp_path/f'{o}.pt', weights_only=True) for o in ('whole','again'))
+    assert b['resumed'] in (2,3) and said[0]==f"epoch {b['resumed']}" and a['resumed']==0
+    assert a['history']==b['history'] and len(a['history'])==4
+    assert a['model'].keys()==b['model'].keys() and all(torch.equal(v, b['model'][k]) for k,v in a['model'].items())
+
+def test_a_finished_run_is_only_loaded(tmp_path):
+    a = run(checkpoints=tmp_path)
+    b = run(checkpoints=tmp_path, on_epoch=lambda o: pytest.fail('trained again'))
+    assert b.resumed==1 and a.history==b.history and (predict(a.learn)==predict(b.learn)).all()
+
+# --- options -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('kw', [dict(amp='bf16'), dict(channels_last=True), dict(channels=1), dict(attention='cbam', attention_options=dict(reduction=8)),
+    dict(optimiser='adamw', lr=1e-3), dict(schedule='constant'), dict(augment=('hflip','vflip','crop')), dict(amp='bf16', channels_last=True, attention='gc')], ids=str)
+def test_options_train(kw):
+    f = run(**kw)
+    p = predict(f.learn, 'test')
+    assert p.shape==(4,2) and abs(p.sum(1)-1).max()<1e-4 and len(f.history)==1
+    assert all(o.dtype==torch.float32 for o in f.learn.model.parameters())
+
+def test_layout_changes_no_number_by_much():
+    a,b = (run(channels_last=o) for o in (False,True))
+    assert abs(predict(a.learn)-predict(b.learn)).max()<1e-3
+
+def test_same_seed_same_weights_other_seed_other():
+    a,b,c = (run(seed=s).learn.model.state_dict() for s in (1,1,2))
+    assert all(torch.equal(v, b[k]) for k,v in a.items()) and not torch.equal(a['fc.weight'], c['fc.weight'])
+
+def test_single_image_last_batch():
+    f = run(data_options=dict(n=24, size=64), size=64, batch_size=15)
+    assert len(f.learn.dls.train)==2 and predict(f.learn, 'train').shape==(16,2)
+
+def test_scores_are_in_the_order_of_the_table():
+    f = run(batch_size=3)
+    data = TINY.load()
+    assert (torch.cat([y for _,y in f.learn.dls.valid]).numpy()==data.labels[data.items.split=='valid']).all()
+
+# --- splits --------------------------------------------------------------------------------------------
+GROUPED = TINY.replace(data_options=dict(n=96, size=16, groups=4), split='grouped')
+def test_grouped_never_crosses():
+    for s in range(5):
+        d = GROUPED.replace(split_seed=s).load()
+        assert not len(leaks(d)) and set(d.items.split)=={'train','valid'}
+        assert d.items.groupby('group').split.nunique().max()==1
+
+def test_random_crosses(): assert len(leaks(GROUPED.replace(split='random').load()))
+
+def test_the_seed_of_the_run_does_not_move_the_split():
+    a,b,c = (GROUPED.replace(**kw).load() for kw in (dict(seed=0), dict(seed=1), dict(split_seed=1)))
+    assert a.split_fingerprint==b.split_fingerprint!=c.split_fingerprint and a.fingerprint==c.fingerprint
+
+# --- refused -------------------------------------------------------------------------------------------
+def test_damaged_checkpoint(tmp_path):
+    for junk in (b'', b'no checkpoint', b'PK\3\4'+bytes(100)):
+        checkpoint_path(TINY, tmp_path).write_bytes(junk)
+        with pytest.raises(ResultError, match=TINY.hash): run(checkpoints=tmp_path)
+
+def test_checkpoint_of_another_recipe(tmp_path):
+    run(checkpoints=tmp_path)
+    other = TINY.replace(lr=.02)
+    checkpoint_path(TINY, tmp_path).rename(checkpoint_path(other, tmp_path))
+    with pytest.raises(ResultError, match='another recipe'): run(other, checkpoints=tmp_path)
+
+def test_fp16_needs_cuda():
+    with pytest.raises(ArgumentError, match='needs CUDA'): run(amp='fp16')
+
+def test_loss_that_is_no_number():
+    with pytest.raises(ResultError, match='lower lr'): run(lr=1e30, epochs=3, batch_size=4)
+
+def test_predict_names_the_splits():
+    f = fit(GROUPED.replace(epochs=1, size=32, data_options=dict(n=24, size=32)), device='cpu')
+    with pytest.raises(ArgumentError, match='train, valid'): predict(f.learn, 'test')
