@@ -151,7 +151,7 @@ def _read(p):
     "The record in file `p`; raises `ResultError` if it cannot be read or was changed after it was written"
     try: r = json.loads(p.read_text())
     except (OSError, ValueError) as e: raise ResultError('record', p.name, f'this file cannot be read: {e}') from e
-    if r.get('digest')!=_digest(r): raise ResultError('record', p.name, 'this file was changed after it was written; restore it from git or delete it')
+    if not isinstance(r, dict) or r.get('digest')!=_digest(r): raise ResultError('record', p.name, 'this file was changed after it was written; restore it from git or delete it')
     return r
 
 # %% ../../nbs/lab/10_lab.ledger.ipynb #0519a85e
