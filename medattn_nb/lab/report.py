@@ -8,7 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.report.html.md"""
 __all__ = ['pick_records', 'answer', 'run_aucs', 'auc_figure', 'curves_figure', 'roc_figure', 'sample_figure', 'load_trained',
            'CamStudy', 'cam_study', 'localisation_table', 'study_figure', 'write_report']
 
-# %% ../../nbs/lab/40_lab.report.ipynb #553b72d4
+# %% ../../nbs/lab/40_lab.report.ipynb #2743e9cb
 import struct
 from collections import defaultdict
 from html import escape
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter,LogLocator,MaxNLocator,NullFormatter
 from ..core import MedattnError,ResultError
 from ..data.datasets import Data
 from ..figures import OKABE_ITO,fig_png,png_uri,show_images
@@ -131,7 +131,7 @@ def _tidy(ax, axis='both'):
     ax.grid(axis=axis, color='.88', lw=.8); ax.set_axisbelow(True)
     if axis=='x': ax.tick_params(axis='y', length=0)
 
-# %% ../../nbs/lab/40_lab.report.ipynb #87a89f48
+# %% ../../nbs/lab/40_lab.report.ipynb #97318436
 def _by_row(records, rows=None):
     "Row name -> its number in the order of colours, and its records"
     rows = list(rows or dict.fromkeys(r['row'] for r in records))
@@ -148,7 +148,15 @@ def _curve(ax, records, key, name, style):
     if hs.shape[1]>1: ax.plot(hs.index, hs, color=style['color'], alpha=.3, lw=.8)
     ax.plot(hs.index, hs.mean(axis=1), label=_plain(name), lw=1.8, marker=mark, ms=4, **style)
 
-# %% ../../nbs/lab/40_lab.report.ipynb #e9270c61
+def _log_axis(ax):
+    "A logarithmic y axis with plain numbers, more of them where the range is small"
+    ax.set_yscale('log')
+    lo,hi = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1,2,5) if hi>12*lo else (1,1.5,2,3,4,5,7)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v,_: f'{v:g}'))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+# %% ../../nbs/lab/40_lab.report.ipynb #2bcd7b34
 def curves_figure(
     records:list, # As from `pick_records`
     rows=None, # Row names in the order of their colours; default: as they come
@@ -161,7 +169,7 @@ def curves_figure(
         ax.set(xlabel='epochs', ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         _tidy(ax)
-    axs[0].set_yscale('log')
+    _log_axis(axs[0])
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=2, frameon=False, fontsize=9)
     return fig
 
@@ -305,7 +313,7 @@ def study_figure(
     cams = {_plain(m).replace(' + ', '\n+ '):some(o) for m,o in study.cams.items()}
     return cam_figure(list(ims), cams, study.labels[k], None if study.masks is None else list(study.masks[k]), classes)
 
-# %% ../../nbs/lab/40_lab.report.ipynb #cfe1a469
+# %% ../../nbs/lab/40_lab.report.ipynb #e7f91cee
 def _tag(name, body, **kw):
     "An element around `body`, which is HTML already; attribute values are escaped"
     at = ''.join(f' {k.rstrip("_")}="{escape(str(v))}"' for k,v in kw.items())
@@ -314,11 +322,11 @@ def _tag(name, body, **kw):
 def _para(s, **kw): return _tag('p', escape(s), **kw)
 def _scroll(body, label): return _tag('div', body, class_='scroll', role='region', tabindex=0, aria_label=label).replace('aria_label', 'aria-label', 1)
 
-def _table(df, caption):
-    "A table of strings; the index gives the row headers"
+def _table(df, caption, kind='numbers'):
+    "A table of strings; the index gives the row headers; cells of the kind 'words' wrap"
     head = ''.join(_tag('th', escape(str(o)), scope='col') for o in [df.index.name or '', *df.columns])
     body = ''.join(_tag('tr', _tag('th', escape(str(k)), scope='row') + ''.join(_tag('td', escape(str(v))) for v in row))+'\n' for k,row in zip(df.index, df.values.tolist()))
-    return _scroll(_tag('table', _tag('caption', escape(caption)) + _tag('thead', _tag('tr', head)) + '\n' + _tag('tbody', body)), caption)
+    return _scroll(_tag('table', _tag('caption', escape(caption)) + _tag('thead', _tag('tr', head)) + '\n' + _tag('tbody', body), class_=kind), caption)
 
 # %% ../../nbs/lab/40_lab.report.ipynb #d8ad7f82
 def _figure(fig, alt, caption):
@@ -328,7 +336,7 @@ def _figure(fig, alt, caption):
     img = f'<img src="{png_uri(png)}" alt="{escape(alt)}" width="{w}" height="{h}">'
     return _tag('figure', _scroll(img, f'Figure: {caption}') + _tag('figcaption', escape(caption))) + '\n'
 
-# %% ../../nbs/lab/40_lab.report.ipynb #2440a58e
+# %% ../../nbs/lab/40_lab.report.ipynb #2839fdce
 _presets = dict(smoke='smoke: seconds of training, to see that everything works; the numbers mean nothing',
     laptop='laptop: minutes on two processor cores, less training than in the paper', paper="paper: the paper's own settings")
 
@@ -342,7 +350,7 @@ def _top(exp, records, preset, df, split):
     n = len(records[0]['scores'][split]['label']) if records else 0
     made = f"{len(records)} run{'s'*(len(records)!=1)}, the last finished on {max(r['created'] for r in records)[:10]}." if records else 'No finished runs.'
     parts = [_tag('h1', escape(exp.title)), _para(f'{exp.name} · {made}', class_='sub'), _banner(records), _para(answer(df, n, split), class_='answer'),
-        _tag('p', f'<strong>Preset</strong> {escape(_presets[preset])}.')]
+        _tag('p', f'<strong>Preset</strong> {escape(_presets[preset])}.', class_='fault' if preset=='smoke' else 'preset')]
     if exp.note: parts.append(_tag('p', f'<strong>What is smaller than, or differs from, the paper:</strong> {escape(exp.note)}'))
     return '\n'.join(filter(None, parts))
 
@@ -364,10 +372,24 @@ def _claims(exp):
     rows = [f"{k}: {said[o.direction]}{f', {o.value:.3f}' if o.value is not None else ''}{f' ({o.source})' if o.source else ''}" for k,o in exp.published.items()]
     return _tag('p', 'The paper says: ' + escape('; '.join(rows)) + '.') if rows else ''
 
-# %% ../../nbs/lab/40_lab.report.ipynb #2236fe18
-def _faults(exp, records):
+# %% ../../nbs/lab/40_lab.report.ipynb #1dbaa97a
+def _show(v):
+    if isinstance(v, list) and v and all(isinstance(o, list) and len(o)==2 for o in v): return ', '.join(f'{a} = {_show(b)}' for a,b in v)
+    if isinstance(v, list): return ', '.join(map(_show, v)) or 'none'
+    return {None:'none', True:'yes', False:'no'}.get(v, str(v)) if v is None or isinstance(v, bool) else str(v)
+
+def _changed(exp, records, preset):
+    "Fields in which the first run differs from the preset"
+    if not records: return {}
+    r = records[0]
+    plan = exp.presets[preset].replace(**exp.rows[r['row']]).to_dict()
+    return {k:v for k,v in r['recipe'].items() if k!='seed' and plan.get(k)!=v}
+
+# %% ../../nbs/lab/40_lab.report.ipynb #b0b9e928
+def _faults(exp, records, preset):
     "Sentences about records that do not belong together"
     by = _by_row(records, exp.rows)
+    if o:=_changed(exp, records, preset): yield f"These runs are not the preset {preset} as it stands: {_and([f'{k} = {_show(v)}' for k,v in o.items()])}."
     for name,(_,rs) in by.items():
         odd = [k for k in rs[0]['recipe'] if k!='seed' and any(r['recipe'].get(k)!=rs[0]['recipe'][k] for r in rs)]
         if odd: yield f"The runs of {name} differ in {_and(odd)} as well as in their seed, so their mean mixes settings."
@@ -376,9 +398,10 @@ def _faults(exp, records):
     if records and max(map(len, seeds.values()))==1: yield 'Every model was trained once, so the intervals do not count the chance in training: another seed may turn the order around.'
     if miss:=[k for k in exp.rows if k not in by]: yield f'Not run: {_and(miss)}.'
 
-def _comparison(exp, records, df, split):
-    t = show_table(df)
-    faults = ''.join(_para(o, class_='fault') for o in _faults(exp, records))
+def _comparison(exp, records, preset, df, split):
+    t = show_table(df).replace('-', '−', regex=True)
+    t.index = df.model
+    faults = ''.join(_para(o, class_='fault') for o in _faults(exp, records, preset))
     return f"<h2>Comparison</h2>\n{_table(t, f'AUC on the {split} images; the first row is the baseline.')}\n{faults}{_claims(exp)}\n<details open><summary>What the columns mean</summary>{_legend(t)}</details>"
 
 # %% ../../nbs/lab/40_lab.report.ipynb #f02802a7
@@ -443,14 +466,9 @@ def _pictures(records, checkpoints, root, split):
     cams = _tried(_cams, records, checkpoints, data, split) if checkpoints else _para('Left out: the weights of these runs were not kept.')
     return _tried(_samples, data, split) + '<h2>Where the models look</h2>\n' + cams
 
-# %% ../../nbs/lab/40_lab.report.ipynb #a8ea6bc1
+# %% ../../nbs/lab/40_lab.report.ipynb #173ef805
 _fields = ['data','data_options','split','size','preprocess','augment','channels','model','attention','attention_options','where','init','keep_identity','loss','optimiser',
     'lr','momentum','weight_decay','schedule','milestones','gamma','epochs','batch_size','amp','deterministic']
-
-def _show(v):
-    if isinstance(v, list) and v and all(isinstance(o, list) and len(o)==2 for o in v): return ', '.join(f'{a} = {_show(b)}' for a,b in v)
-    if isinstance(v, list): return ', '.join(map(_show, v)) or 'none'
-    return {None:'none', True:'yes', False:'no'}.get(v, str(v)) if v is None or isinstance(v, bool) else str(v)
 
 def _recipe(records):
     "The recipe's fields, by row where rows differ"
@@ -483,12 +501,13 @@ def _runs(records, split):
             'training':f"{r['seconds']:.0f} s", 'memory':'–' if r['memory_mb'] is None else f"{r['memory_mb']:.0f} MB", 'resumed at epoch':r['resumed'] or '–'}
     return pd.DataFrame([one(r) for r in records], index=pd.Index([r['row'] for r in records], name='model'))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #9d783acd
+# %% ../../nbs/lab/40_lab.report.ipynb #cde8206d
 def _command(exp, records, preset):
     "The command that runs the table again"
     cmd,seeds = f'medattn run {exp.name} --preset {preset}',sorted({r['seed'] for r in records})
     if records and not records[0]['data']['synthetic']: cmd += ' --data-root FOLDER'
-    return cmd + (f" --seeds {' '.join(map(str, seeds))}" if seeds and seeds!=sorted(exp.seeds.get(preset, seeds)) else '')
+    cmd += ''.join(f" --set {k}={_show(v)}" for k,v in _changed(exp, records, preset).items() if not isinstance(v, list))
+    return cmd + (f" --seeds {','.join(map(str, seeds))}" if seeds and seeds!=sorted(exp.seeds.get(preset, seeds)) else '')
 
 def _details(exp, records, preset, split):
     again = '<h2>Run it again</h2>\n' + _tag('pre', _tag('code', escape(_command(exp, records, preset))))
@@ -497,9 +516,9 @@ def _details(exp, records, preset, split):
     says = f"{d['name']}: images by split and class"
     prints = _tag('p', f"Fingerprint of the images <code>{escape(d['fingerprint'])}</code>, of images, classes and split <code>{escape(d['split_fingerprint'])}</code>.")
     return '\n'.join(['<h2>Details</h2>', _table(_runs(records, split), f'Runs. Sensitivity and specificity on the {split} images at a threshold of 0.5.'),
-        _table(_counts(records[0]), says), prints, _table(_recipe(records), 'Recipe'), _table(_machine(records), 'Environment'), again])
+        _table(_counts(records[0]), says), prints, _table(_recipe(records), 'Recipe', 'words'), _table(_machine(records), 'Environment', 'words'), again])
 
-# %% ../../nbs/lab/40_lab.report.ipynb #9de426af
+# %% ../../nbs/lab/40_lab.report.ipynb #072645c0
 _css = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1b1b1b;--dim:#555;--line:#d4d4d4;--soft:#f4f5f7;--accent:#0072B2;--warn:#fff3d6;--warnline:#b57a00}
 @media (prefers-color-scheme:dark){:root{--bg:#16181b;--fg:#e8e8e8;--dim:#a9a9a9;--line:#3a3d42;--soft:#212429;--accent:#56B4E9;--warn:#3a2f14;--warnline:#E69F00}}
@@ -509,9 +528,9 @@ main,footer{max-width:58rem;margin:0 auto;padding:1rem 1.2rem} p,dl,li{max-width
 h1{font-size:1.7rem;line-height:1.2;margin:1rem 0 .2rem} h2{font-size:1.25rem;margin:2.4rem 0 .6rem;padding-top:.5rem;border-top:1px solid var(--line)}
 .sub,footer,figcaption,caption{color:var(--dim)} .sub{margin-top:0} .answer{font-size:1.2rem;line-height:1.45;border-left:4px solid var(--accent);padding-left:.9rem}
 .banner,.fault{background:var(--warn);border-left:4px solid var(--warnline);padding:.6rem .9rem} .scroll{overflow-x:auto;max-width:100%}
-table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums;margin:.6rem 0 1rem} caption{text-align:left;padding-bottom:.4rem;font-size:.95rem}
+table{border-collapse:collapse;min-width:min(22rem,100%);font-size:.92rem;font-variant-numeric:tabular-nums;margin:.6rem 0 1rem} caption{text-align:left;padding-bottom:.4rem;font-size:.95rem}
 th,td{text-align:left;vertical-align:top;padding:.35rem .9rem .35rem 0;border-bottom:1px solid var(--line)} thead th{border-bottom:2px solid var(--dim);vertical-align:bottom}
-tbody th{font-weight:600} figure{margin:1.2rem 0} img{display:block;height:auto;max-width:100%;background:#fff;padding:.5rem;border-radius:4px}
+tbody th{font-weight:600} .numbers td,.numbers tbody th{white-space:nowrap} .words td{overflow-wrap:anywhere;max-width:34rem} figure{margin:1.2rem 0} img{display:block;height:auto;max-width:100%;background:#fff;padding:.5rem;border-radius:4px}
 figcaption{font-size:.95rem;max-width:44rem;margin-top:.4rem} dt{font-weight:600;margin-top:.5rem} dd{margin:0 0 0 1rem} summary{cursor:pointer;color:var(--accent)}
 code{font-family:ui-monospace,Consolas,monospace;font-size:.9em;overflow-wrap:anywhere} pre{background:var(--soft);padding:.8rem 1rem;overflow-x:auto;border-radius:4px}
 @media (max-width:40rem){main,footer{padding:.6rem .9rem} h1{font-size:1.4rem} .answer{font-size:1.08rem} img{max-width:none}}
@@ -538,7 +557,7 @@ $body
 </html>
 """)
 
-# %% ../../nbs/lab/40_lab.report.ipynb #caa3851d
+# %% ../../nbs/lab/40_lab.report.ipynb #eeb06bc4
 def write_report(
     exp:Experiment, # What was compared
     records:list, # Its records, as from `run_experiment` or `Ledger.records`
@@ -555,7 +574,7 @@ def write_report(
     for r in records:
         if split not in r['scores']: raise ResultError('split', split, f"the record of {r['row']}, seed {r['seed']}, has scores of {_and(list(r['scores']))}")
     df = compare(exp, records, preset, split, boots)
-    parts = [_top(exp, records, preset, df, split), _comparison(exp, records, df, split)]
+    parts = [_top(exp, records, preset, df, split), _comparison(exp, records, preset, df, split)]
     if records: parts += [_plots(exp, records, df, split), _pictures(records, checkpoints, root, split)]
     html = _page.substitute(title=escape(f'{exp.title} ({exp.name}, {preset})'), css=_css, body='\n'.join([*parts, _details(exp, records, preset, split)]))
     return _place(html, Path(path))
