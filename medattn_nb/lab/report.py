@@ -39,17 +39,19 @@ def pick_records(
     mine = [r for r in records if (r['paper'],r['table'],r['preset'])==(exp.paper,exp.table,preset) and r['row'] in rows]
     return sorted(mine, key=lambda r: (rows.index(r['row']), r['seed'], r['created']))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #7e5ab06f
+# %% ../../nbs/lab/40_lab.report.ipynb #5e12e8ed
 def _signed(v): return f'{v:+.3f}'.replace('-', '−')
 def _p(v): return 'not defined' if pd.isna(v) else 'below 0.001' if v<.001 else f'{v:.3f}'
 def _and(names): return ' and '.join(filter(None, [', '.join(names[:-1]), *names[-1:]]))
 
+# %% ../../nbs/lab/40_lab.report.ipynb #dc3e4687
 def _verdict(r, level=.05):
     "'better', 'worse', 'unsure' (the images say so, the runs do not) or 'same'"
     if not r.p_holm<level: return 'same'
     if r.low<=0<=r.high: return 'unsure'
     return 'better' if r['diff']>0 else 'worse'
 
+# %% ../../nbs/lab/40_lab.report.ipynb #11e73cc3
 def _found(r, base):
     "A clause on a model that differs"
     if r.verdict=='unsure': return f'{r.model} differs from {base} on these images alone (corrected p {_p(r.p_holm)}), but not once the training runs are redrawn as well'
@@ -89,16 +91,18 @@ def run_aucs(
     for r in records: by[r['row']].append(roc_auc(r['scores'][split]['label'], r['scores'][split]['score']))
     return {k:np.array(v) for k,v in by.items()}
 
-# %% ../../nbs/lab/40_lab.report.ipynb #fd0ece82
+# %% ../../nbs/lab/40_lab.report.ipynb #ad285cd2
 _lines = '-','--','-.',':'
 def _style(i): return dict(color=OKABE_ITO[i%len(OKABE_ITO)], linestyle=_lines[i%4])
 
+# %% ../../nbs/lab/40_lab.report.ipynb #4a3fae72
 def _dots(ax, i, aucs):
     "Runs as dots and their mean as a bar, in line `i`"
     c = _style(i)['color']
     ax.scatter(aucs, i+np.linspace(-.15, .15, len(aucs)+2)[1:-1], s=28, color=c, alpha=.75, edgecolor='white', linewidth=.6, zorder=3)
     ax.plot([np.mean(aucs)]*2, [i-.3,i+.3], color=c, lw=2.2)
 
+# %% ../../nbs/lab/40_lab.report.ipynb #a6348f1b
 def _interval(ax, i, r):
     "The difference from the baseline with its interval, in line `i`"
     ax.errorbar([r['diff']], [i], xerr=[[max(r['diff']-r.low, 0)],[max(r.high-r['diff'], 0)]], fmt='o', ms=6, capsize=4, lw=1.8, color=_style(i)['color'])
@@ -122,25 +126,28 @@ def auc_figure(
     for ax in (left,right): _tidy(ax, 'x')
     return fig
 
-# %% ../../nbs/lab/40_lab.report.ipynb #49db4933
+# %% ../../nbs/lab/40_lab.report.ipynb #42743071
 def _plain(s): return str(s).replace('$', r'\$')
 
+# %% ../../nbs/lab/40_lab.report.ipynb #787f0f64
 def _tidy(ax, axis='both'):
     "No box, a light grid"
     for o in ('top','right'): ax.spines[o].set_visible(False)
     ax.grid(axis=axis, color='.88', lw=.8); ax.set_axisbelow(True)
     if axis=='x': ax.tick_params(axis='y', length=0)
 
-# %% ../../nbs/lab/40_lab.report.ipynb #97318436
+# %% ../../nbs/lab/40_lab.report.ipynb #5380a1ab
 def _by_row(records, rows=None):
     "Row name -> its number in the order of colours, and its records"
     rows = list(rows or dict.fromkeys(r['row'] for r in records))
     return {k:(i, mine) for i,k in enumerate(rows) if (mine:=[r for r in records if r['row']==k])}
 
+# %% ../../nbs/lab/40_lab.report.ipynb #80807d3c
 def _history(record, key):
     "One quantity by number of finished epochs"
     return pd.Series({h['epoch']+1:h.get(key) for h in record['history']}, dtype=float)
 
+# %% ../../nbs/lab/40_lab.report.ipynb #9b1ccc9d
 def _curve(ax, records, key, name, style):
     "Runs faint, their mean heavy"
     hs = pd.concat([_history(r, key) for r in records], axis=1)
@@ -148,6 +155,7 @@ def _curve(ax, records, key, name, style):
     if hs.shape[1]>1: ax.plot(hs.index, hs, color=style['color'], alpha=.3, lw=.8)
     ax.plot(hs.index, hs.mean(axis=1), label=_plain(name), lw=1.8, marker=mark, ms=4, **style)
 
+# %% ../../nbs/lab/40_lab.report.ipynb #fb345594
 def _log_axis(ax):
     "A logarithmic y axis with plain numbers, more of them where the range is small"
     ax.set_yscale('log')
@@ -173,12 +181,13 @@ def curves_figure(
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=2, frameon=False, fontsize=9)
     return fig
 
-# %% ../../nbs/lab/40_lab.report.ipynb #f6f64a5c
+# %% ../../nbs/lab/40_lab.report.ipynb #0d2991b2
 def _roc(record, split):
     "False and true positive rates of one run"
     fpr,tpr,_ = roc_curve(record['scores'][split]['label'], record['scores'][split]['score'])
     return fpr,tpr
 
+# %% ../../nbs/lab/40_lab.report.ipynb #90669fd4
 def _mean_roc(curves, grid):
     "Mean sensitivity at each false positive rate of `grid`, 0 at 0"
     return np.r_[0, np.mean([np.interp(grid, *o) for o in curves], 0)[1:]]
@@ -244,12 +253,13 @@ class CamStudy(NamedTuple):
     masks:np.ndarray|None # (B,H,W), or `None` when the data have none
     cams:dict # Row name -> `CamResult`; the last is 'random weights'
 
-# %% ../../nbs/lab/40_lab.report.ipynb #10893e0a
+# %% ../../nbs/lab/40_lab.report.ipynb #a4b146bf
 def _cases(data, split, most):
     "Up to `most` images of the last class, spread evenly over the split"
     k = np.flatnonzero(data.subset(split).labels==len(data.classes)-1)
     return k[np.unique(np.linspace(0, len(k)-1, min(most, len(k))).round().astype(int))]
 
+# %% ../../nbs/lab/40_lab.report.ipynb #20dd2229
 def _first_runs(records, checkpoints):
     "Row name -> recipe of its first run that has a checkpoint, all with the input of the first"
     found = {}
@@ -260,6 +270,7 @@ def _first_runs(records, checkpoints):
         if same and checkpoint_path(o, checkpoints).exists(): found.setdefault(r['row'], o)
     return found
 
+# %% ../../nbs/lab/40_lab.report.ipynb #fe39bd2e
 def _masks(data, recipe, split, k):
     "Masks (B,H,W) of the images `k` of a split, or `None`"
     sub = data.subset(split).take(k)
@@ -313,15 +324,17 @@ def study_figure(
     cams = {_plain(m).replace(' + ', '\n+ '):some(o) for m,o in study.cams.items()}
     return cam_figure(list(ims), cams, study.labels[k], None if study.masks is None else list(study.masks[k]), classes)
 
-# %% ../../nbs/lab/40_lab.report.ipynb #e7f91cee
+# %% ../../nbs/lab/40_lab.report.ipynb #3c5f4378
 def _tag(name, body, **kw):
     "An element around `body`, which is HTML already; attribute values are escaped"
     at = ''.join(f' {k.rstrip("_")}="{escape(str(v))}"' for k,v in kw.items())
     return f'<{name}{at}>{body}</{name}>'
 
+# %% ../../nbs/lab/40_lab.report.ipynb #2186a47d
 def _para(s, **kw): return _tag('p', escape(s), **kw)
 def _scroll(body, label): return _tag('div', body, class_='scroll', role='region', tabindex=0, aria_label=label).replace('aria_label', 'aria-label', 1)
 
+# %% ../../nbs/lab/40_lab.report.ipynb #ed62e7e3
 def _table(df, caption, kind='numbers'):
     "A table of strings; the index gives the row headers; cells of the kind 'words' wrap"
     head = ''.join(_tag('th', escape(str(o)), scope='col') for o in [df.index.name or '', *df.columns])
@@ -336,15 +349,17 @@ def _figure(fig, alt, caption):
     img = f'<img src="{png_uri(png)}" alt="{escape(alt)}" width="{w}" height="{h}">'
     return _tag('figure', _scroll(img, f'Figure: {caption}') + _tag('figcaption', escape(caption))) + '\n'
 
-# %% ../../nbs/lab/40_lab.report.ipynb #2839fdce
+# %% ../../nbs/lab/40_lab.report.ipynb #e6e883cb
 _presets = dict(smoke='smoke: seconds of training, to see that everything works; the numbers mean nothing',
     laptop='laptop: minutes on two processor cores, less training than in the paper', paper="paper: the paper's own settings")
 
+# %% ../../nbs/lab/40_lab.report.ipynb #c8e333e9
 def _banner(records):
     "A plain warning where the data are synthetic"
     if not any(r['data']['synthetic'] for r in records): return ''
     return _tag('p', '<strong>Phantoms:</strong> synthetic images; says nothing about patients.', class_='banner', role='note')
 
+# %% ../../nbs/lab/40_lab.report.ipynb #9732ab50
 def _top(exp, records, preset, df, split):
     "Title, answer, preset and note"
     n = len(records[0]['scores'][split]['label']) if records else 0
@@ -354,7 +369,7 @@ def _top(exp, records, preset, df, split):
     if exp.note: parts.append(_tag('p', f'<strong>What is smaller than, or differs from, the paper:</strong> {escape(exp.note)}'))
     return '\n'.join(filter(None, parts))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #39875b5f
+# %% ../../nbs/lab/40_lab.report.ipynb #f72adff8
 _columns = {'AUC, mean (SD) of runs':'area under the ROC curve: the chance that a random sick image scores higher than a random healthy one, 0.5 by guessing; mean over the runs and their standard deviation',
     'difference (95 % interval)':'mean AUC minus that of the baseline; the interval redraws the cases (whole patients where they are known) and the runs',
     'p (DeLong)':"DeLong's paired test on the same images; it does not count the chance in training",
@@ -362,22 +377,25 @@ _columns = {'AUC, mean (SD) of runs':'area under the ROC curve: the chance that 
     'parameters':'numbers that were trained', 'paper':'the value printed in the paper, where we know it',
     'status':"what our interval says about the paper's claim: undecided (it includes no difference), direction only (the claimed sign, in another setting), matched (in the paper's own setting), contradicted (the other sign), no claim known, not run"}
 
+# %% ../../nbs/lab/40_lab.report.ipynb #bf8e4749
 def _legend(df):
     "What the columns mean"
     return _tag('dl', ''.join(_tag('dt', escape(k)) + _tag('dd', escape(v[0].upper()+v[1:]) + '.') for k,v in _columns.items() if k in df))
 
+# %% ../../nbs/lab/40_lab.report.ipynb #be1d4d45
 def _claims(exp):
     "What the paper says of its rows, with the place"
     said = {1:'better than the baseline', -1:'worse than the baseline', None:'no claim'}
     rows = [f"{k}: {said[o.direction]}{f', {o.value:.3f}' if o.value is not None else ''}{f' ({o.source})' if o.source else ''}" for k,o in exp.published.items()]
     return _tag('p', 'The paper says: ' + escape('; '.join(rows)) + '.') if rows else ''
 
-# %% ../../nbs/lab/40_lab.report.ipynb #1dbaa97a
+# %% ../../nbs/lab/40_lab.report.ipynb #590abe6d
 def _show(v):
     if isinstance(v, list) and v and all(isinstance(o, list) and len(o)==2 for o in v): return ', '.join(f'{a} = {_show(b)}' for a,b in v)
     if isinstance(v, list): return ', '.join(map(_show, v)) or 'none'
     return {None:'none', True:'yes', False:'no'}.get(v, str(v)) if v is None or isinstance(v, bool) else str(v)
 
+# %% ../../nbs/lab/40_lab.report.ipynb #9402e2e2
 def _changed(exp, records, preset):
     "Fields in which the first run differs from the preset"
     if not records: return {}
@@ -385,7 +403,7 @@ def _changed(exp, records, preset):
     plan = exp.presets[preset].replace(**exp.rows[r['row']]).to_dict()
     return {k:v for k,v in r['recipe'].items() if k!='seed' and plan.get(k)!=v}
 
-# %% ../../nbs/lab/40_lab.report.ipynb #b0b9e928
+# %% ../../nbs/lab/40_lab.report.ipynb #74152923
 def _faults(exp, records, preset):
     "Sentences about records that do not belong together"
     by = _by_row(records, exp.rows)
@@ -398,25 +416,29 @@ def _faults(exp, records, preset):
     if records and max(map(len, seeds.values()))==1: yield 'Every model was trained once, so the intervals do not count the chance in training: another seed may turn the order around.'
     if miss:=[k for k in exp.rows if k not in by]: yield f'Not run: {_and(miss)}.'
 
+# %% ../../nbs/lab/40_lab.report.ipynb #78e97571
 def _comparison(exp, records, preset, df, split):
     t = show_table(df).replace('-', '−', regex=True)
     t.index = df.model
     faults = ''.join(_para(o, class_='fault') for o in _faults(exp, records, preset))
     return f"<h2>Comparison</h2>\n{_table(t, f'AUC on the {split} images; the first row is the baseline.')}\n{faults}{_claims(exp)}\n<details open><summary>What the columns mean</summary>{_legend(t)}</details>"
 
-# %% ../../nbs/lab/40_lab.report.ipynb #f02802a7
+# %% ../../nbs/lab/40_lab.report.ipynb #720b15f4
 def _auc_alt(df):
     rows = [f"{r.model} mean AUC {r.auc:.3f}" + (f", difference {_signed(r['diff'])}, interval {_signed(r.low)} to {_signed(r.high)}" if pd.notna(r['diff']) else '') for _,r in df[df.runs>0].iterrows()]
     return 'Dots for the runs of each model and intervals of the difference from the baseline. ' + '; '.join(rows) + '.'
 
+# %% ../../nbs/lab/40_lab.report.ipynb #526e8d69
 def _curves_alt(records):
     def last(rs, k): return np.nanmean([_history(r, k).iloc[-1] for r in rs])
     rows = [f"{k} ends at training loss {last(rs, 'train_loss'):.3g}, validation AUC {last(rs, 'auc'):.3f}" for k,(_,rs) in _by_row(records).items()]
     return 'Training loss and validation AUC by epoch. ' + '; '.join(rows) + '.'
 
+# %% ../../nbs/lab/40_lab.report.ipynb #61e1dbb7
 def _roc_alt(records, split):
     return 'ROC curves. ' + '; '.join(f'{k}, mean AUC {np.mean(v):.3f}' for k,v in run_aucs(records, split).items()) + '.'
 
+# %% ../../nbs/lab/40_lab.report.ipynb #5d9c4de0
 def _plots(exp, records, df, split):
     "The three figures that need records alone"
     rows,done = list(exp.rows),[r for r in records if r['history']]
@@ -425,25 +447,27 @@ def _plots(exp, records, df, split):
     out.append(_figure(roc_figure(records, split, rows), _roc_alt(records, split), f'ROC on the {split} images. The diagonal is chance.'))
     return '<h2>Runs</h2>\n' + ''.join(out)
 
-# %% ../../nbs/lab/40_lab.report.ipynb #04ec2d29
+# %% ../../nbs/lab/40_lab.report.ipynb #7a512963
 def _load(record, root):
     "The data of a record; raises `ResultError` for others than those"
     data = Recipe.from_dict(record['recipe']).load(root)
     if data.fingerprint!=record['data']['fingerprint']: raise ResultError('data', data.info.name, 'these are not the images that the runs were made with')
     return data
 
+# %% ../../nbs/lab/40_lab.report.ipynb #3e0367ea
 def _owner(info):
     "A caution where real images are inside"
     if info.synthetic: return ''
     return _tag('p', f"This file contains images of {escape(info.title or info.name)} (licence: {escape(info.licence or 'unknown')}). Pass it on only as far as that allows.", class_='fault')
 
+# %% ../../nbs/lab/40_lab.report.ipynb #96915710
 def _samples(data, split):
     "Example images"
     masks = data.items['mask'].notna().any()
     says = f"{'Synthetic images' if data.info.synthetic else 'Images'} of each class ({_and(data.classes)}){', masks outlined' if masks else ''}: the first of the {split} part."
     return '<h2>Images</h2>\n' + _owner(data.info) + _figure(sample_figure(data.subset(split)), says, says)
 
-# %% ../../nbs/lab/40_lab.report.ipynb #2ff67d1d
+# %% ../../nbs/lab/40_lab.report.ipynb #cb4454c6
 def _cams(records, checkpoints, data, split):
     "Grad-CAM and localisation"
     study = cam_study(records, checkpoints, data, split)
@@ -453,11 +477,13 @@ def _cams(records, checkpoints, data, split):
     t = _table(localisation_table(study), f'Does the map lie on the lesion? Means over {split} images of the class {data.classes[-1]}.')
     return fig + t + _para('Energy inside mask: the share of the map within the outline; a map that is equal everywhere has the share of the mask area. Maximum inside mask: how often the largest value lies within, beside the chance of a random pixel.')
 
+# %% ../../nbs/lab/40_lab.report.ipynb #a1731544
 def _tried(f, *args):
     "`f(*args)`, or a paragraph that says why it could not be made"
     try: return f(*args)
     except (MedattnError,ImportError) as e: return _para(f'Left out: {e}', class_='fault')
 
+# %% ../../nbs/lab/40_lab.report.ipynb #14700d15
 def _pictures(records, checkpoints, root, split):
     "Everything that needs the images"
     if root is None and not records[0]['data']['synthetic']: return '<h2>Images</h2>\n' + _para('Real images are shown only when the folder of the data is given (--data-root).')
@@ -466,10 +492,11 @@ def _pictures(records, checkpoints, root, split):
     cams = _tried(_cams, records, checkpoints, data, split) if checkpoints else _para('Left out: the weights of these runs were not kept.')
     return _tried(_samples, data, split) + '<h2>Where the models look</h2>\n' + cams
 
-# %% ../../nbs/lab/40_lab.report.ipynb #173ef805
+# %% ../../nbs/lab/40_lab.report.ipynb #5c75e07e
 _fields = ['data','data_options','split','size','preprocess','augment','channels','model','attention','attention_options','where','init','keep_identity','loss','optimiser',
     'lr','momentum','weight_decay','schedule','milestones','gamma','epochs','batch_size','amp','deterministic']
 
+# %% ../../nbs/lab/40_lab.report.ipynb #86168ed4
 def _recipe(records):
     "The recipe's fields, by row where rows differ"
     def one(k):
@@ -477,13 +504,14 @@ def _recipe(records):
         return next(iter(by.values())) if len(set(by.values()))==1 else '; '.join(f'{a}: {b}' for a,b in by.items())
     return pd.DataFrame({'value':[one(k) for k in _fields]}, index=pd.Index(_fields, name='setting'))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #31af8e87
+# %% ../../nbs/lab/40_lab.report.ipynb #b00eaaf5
 def _counts(record):
     "Images by split and class"
     d,names = record['data'],record['data']['classes']
     t = pd.DataFrame(d['counts']).T.reindex([o for o in ('train','valid','test') if o in d['counts']])
     return t.rename(columns=lambda c: names[int(c)]).astype(int).assign(all=lambda t: t.sum(axis=1)).rename_axis('split')
 
+# %% ../../nbs/lab/40_lab.report.ipynb #e7f02946
 def _machine(records):
     "Device, versions and commit; several values where runs differ"
     def each(f): return '; '.join(dict.fromkeys(str(f(r['environment'])) for r in records))
@@ -492,6 +520,7 @@ def _machine(records):
         'packages':each(lambda e: ', '.join(f'{k} {v}' for k,v in e['versions'].items() if v)), 'git commit':each(git)}
     return pd.DataFrame({'value':rows.values()}, index=pd.Index(rows, name='environment'))
 
+# %% ../../nbs/lab/40_lab.report.ipynb #e336abbc
 def _runs(records, split):
     "One line a run"
     def num(v, spec='.3f'): return '–' if v is None else format(v, spec)
@@ -501,7 +530,7 @@ def _runs(records, split):
             'training':f"{r['seconds']:.0f} s", 'memory':'–' if r['memory_mb'] is None else f"{r['memory_mb']:.0f} MB", 'resumed at epoch':r['resumed'] or '–'}
     return pd.DataFrame([one(r) for r in records], index=pd.Index([r['row'] for r in records], name='model'))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #cde8206d
+# %% ../../nbs/lab/40_lab.report.ipynb #e70c3a9f
 def _command(exp, records, preset):
     "The command that runs the table again"
     cmd,seeds = f'medattn run {exp.name} --preset {preset}',sorted({r['seed'] for r in records})
@@ -509,6 +538,7 @@ def _command(exp, records, preset):
     cmd += ''.join(f" --set {k}={_show(v)}" for k,v in _changed(exp, records, preset).items() if not isinstance(v, list))
     return cmd + (f" --seeds {','.join(map(str, seeds))}" if seeds and seeds!=sorted(exp.seeds.get(preset, seeds)) else '')
 
+# %% ../../nbs/lab/40_lab.report.ipynb #87406f58
 def _details(exp, records, preset, split):
     again = '<h2>Run it again</h2>\n' + _tag('pre', _tag('code', escape(_command(exp, records, preset))))
     if not records: return again
