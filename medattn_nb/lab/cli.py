@@ -12,7 +12,7 @@ import argparse,ast,importlib,importlib.metadata,importlib.util,os,pkgutil,platf
 from pathlib import Path
 from fastcore.basics import patch
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #a02cc657
+# %% ../../nbs/lab/50_lab.cli.ipynb #19313a93
 _commands = {}
 
 def _command(name, example, *args):
@@ -22,6 +22,7 @@ def _command(name, example, *args):
         return f
     return _f
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #38f97472
 def _arg(*names, **kw): return names,kw
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #17047f34
@@ -41,13 +42,14 @@ _results = _arg('--results', metavar='DIR', help='folder of records (default: re
 _set = _arg('--set', action='append', default=[], metavar='FIELD=VALUE', help='change a field of the recipe in every row, as --set epochs=2; may be repeated')
 _split = _arg('--split', default='test', choices=('test','valid'), help='images to compare on (default: test)')
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #b3bcc9d1
+# %% ../../nbs/lab/50_lab.cli.ipynb #9ee4a817
 def _papers():
     "Every paper's tables: name of the paper -> name of the table -> `Experiment`"
     pkg = importlib.import_module('medattn_nb.papers')
     mods = {o.name:importlib.import_module(f'{pkg.__name__}.{o.name}') for o in pkgutil.iter_modules(pkg.__path__)}
     return {k:m.EXPERIMENTS for k,m in mods.items() if hasattr(m, 'EXPERIMENTS')}
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #de10a8b3
 def _find(name):
     "The experiments that `name` means: one for PAPER/TABLE, all of its tables for PAPER"
     from medattn_nb.core import ArgumentError
@@ -57,14 +59,16 @@ def _find(name):
     if not tables or table and table not in tables: raise ArgumentError('table', name, f"choose from {', '.join(f'{p}/{t}' for p,ts in known.items() for t in ts)}")
     return [tables[table]] if table else list(tables.values())
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #de390bc8
+# %% ../../nbs/lab/50_lab.cli.ipynb #a7b0aa4f
 def _literal(s):
     "`s` as a Python literal where it is one"
     try: return ast.literal_eval(s)
     except (ValueError, SyntaxError): return s
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #70dc93b4
 def _options(s): return tuple((k,_literal(v)) for k,_,v in (o.partition('=') for o in re.split(r',(?=\w+=)', s)))
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #f2160536
 def _read(f, s):
     "The text `s` as a value of the dataclass field `f`; raises `ValueError`"
     if f.type is bool: return {'true':True, 'false':False}[s.lower()]
@@ -95,13 +99,14 @@ def _check_changes(exp, kw):
         if any(k in o for o in exp.rows.values()): raise ArgumentError('--set', k, f'this is what the rows of {exp.name} differ in')
     return kw
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #cd1a1179
+# %% ../../nbs/lab/50_lab.cli.ipynb #13f4e0be
 def _mine(exp, preset, records, kw):
     "Those of `records` that were made with the recipes of `preset` changed by `kw`, whatever their seeds"
     records = [r for r in records if (r['paper'],r['table'],r['preset'])==(exp.paper,exp.table,preset)]
     want = {(row,o.hash) for row,o in exp.recipes(preset, sorted({r['seed'] for r in records}), **kw)}
     return [r for r in records if (r['row'],r['recipe_hash']) in want]
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #342c00c6
 def _synthetic(exp, preset, kw):
     "Are the images of this preset drawn by a program?"
     from medattn_nb.data.datasets import available
@@ -109,16 +114,19 @@ def _synthetic(exp, preset, kw):
     df = available()
     return names <= set(df.name[df.synthetic])
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #f8d3193f
 def _results_of(a, exp, kw): return a.results or ('runs/results' if kw or _synthetic(exp, a.preset, kw) else 'results')
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #bd20253c
+# %% ../../nbs/lab/50_lab.cli.ipynb #79d722ba
 def _grid(rows, gap='  '):
     "Rows of texts as lines with aligned columns"
     width = [max(map(len, o)) for o in zip(*rows)]
     return '\n'.join(gap.join(f'{o:<{w}}' for o,w in zip(r, width)).rstrip() for r in rows)
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #253f82f9
 def _rows(df): return [[df.index.name or '', *df.columns]] + [[str(i), *map(str, r)] for i,r in zip(df.index, df.itertuples(index=False))]
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #885108bc
 def _markdown(rows):
     head,*body = ['| ' + ' | '.join(o.replace('|', r'\|') for o in r) + ' |' for r in rows]
     return '\n'.join([head, '|' + '---|'*len(rows[0]), *body])
@@ -174,7 +182,7 @@ def end(self:Bars, record, skipped):
     how = 'from the ledger' if skipped else f"trained, resumed after epoch {record['resumed']}" if record['resumed'] else 'trained'
     self.line(record['row'], record['seed'], '–' if auc is None else f'{auc:.3f}', f"{record['seconds']:.0f} s", how)
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #33fd1b88
+# %% ../../nbs/lab/50_lab.cli.ipynb #7c0596d5
 def _train(exp, a, kw, results, checkpoints):
     "Run one table with bars; returns its records, earlier seeds included"
     from medattn_nb.lab.experiments import run_experiment
@@ -188,9 +196,10 @@ def _train(exp, a, kw, results, checkpoints):
     print(f'\n{_show(exp, records, a.preset, _side(records))}\n')
     return records
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #ff210900
 def _side(records): return 'test' if all('test' in r['scores'] for r in records) else 'valid'
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #bcbe9320
+# %% ../../nbs/lab/50_lab.cli.ipynb #26aa5dba
 def _report(exp, records, a, path, checkpoints):
     "Write the report and name it"
     from medattn_nb.lab.report import write_report
@@ -198,6 +207,7 @@ def _report(exp, records, a, path, checkpoints):
     p = write_report(exp, records, a.preset, path=path, checkpoints=checkpoints, root=a.data_root, split=_side(records))
     print(f'Report: {p}')
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #f0030ffc
 def _able(exps, preset):
     "Those of `exps` that have this preset; raises `ArgumentError` when none has"
     from medattn_nb.core import ArgumentError
@@ -205,7 +215,7 @@ def _able(exps, preset):
     if not able: raise ArgumentError('--preset', preset, '; '.join(f"{o.name} has {', '.join(o.presets)}" for o in exps))
     return able
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #02c594f2
+# %% ../../nbs/lab/50_lab.cli.ipynb #298a2592
 @_command('run', 'medattn run selfattention/ct --preset laptop --data-root data --seeds 0,1,2', _name, _preset, _seed_list, _root, _results,
     _arg('--checkpoints', default='runs/checkpoints', metavar='DIR', help='folder of checkpoints (default: runs/checkpoints)'),
     _device, _set, _arg('--report', metavar='PATH', help='also write a report, one HTML file; with several tables, one for each'))
@@ -217,6 +227,7 @@ def _run(a):
         records = _train(exp, a, kw, _results_of(a, exp, kw), a.checkpoints)
         if a.report: _report(exp, records, a, _own_path(a.report, exp, len(exps)), a.checkpoints)
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #a48103d9
 def _own_path(path, exp, n):
     "`path`, with the table's name in it where there are several"
     p = Path(path)
@@ -239,7 +250,7 @@ def _demo(a):
     out = Path(a.out)
     _report(exp, records, a, out if out.suffix=='.html' else out/'report.html', checkpoints)
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #f4681499
+# %% ../../nbs/lab/50_lab.cli.ipynb #fdbc3c83
 @_command('table', 'medattn table selfattention/ct --format markdown', _table_name, _preset, _results, _set, _split,
     _arg('--format', default='text', choices=('text','markdown','csv'), help='text and markdown for readers, csv with all digits (default: text)'))
 def _table(a):
@@ -250,16 +261,18 @@ def _table(a):
     there = Ledger(folder).records(exp.paper, exp.table)
     mine = _mine(exp, a.preset, there, kw)
     print(_show(exp, mine, a.preset, a.split, a.format))
-    if not mine: print(f'medattn: no records of {exp.name}, preset {a.preset}, in {folder}; make them with: medattn run {exp.name} --preset {a.preset}', file=sys.stderr)
+    again = shlex.join(['medattn','run',exp.name,'--preset',a.preset] + [x for o in a.set for x in ('--set',o)])
+    if not mine: print(f'medattn: no records of {exp.name}, preset {a.preset}, in {folder}; make them with: {again}', file=sys.stderr)
     elif len(mine)<len(there): print(f'medattn: {len(there)-len(mine)} records of other presets or recipes are left out', file=sys.stderr)
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #a6f87da5
 def _one(exps):
     "`exps`, if it is one; raises `ArgumentError`"
     from medattn_nb.core import ArgumentError
     if len(exps)!=1: raise ArgumentError('table', exps[0].paper, f"name one of its tables: {', '.join(o.name for o in exps)}")
     return exps
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #3381da02
+# %% ../../nbs/lab/50_lab.cli.ipynb #5ee09869
 @_command('data list', 'medattn data list --data-root data', _root)
 def _data_list(a):
     "List the data sets that have a loader, and whether they are here"
@@ -269,6 +282,7 @@ def _data_list(a):
     print(_grid([['name','what it is','images','here'], *([n,t,str(i),w] for n,t,i,w in zip(df.name, df.title, df.images, where))]))
     for o in _manifests(a.data_root): print(f'{o}: a folder with a manifest.csv, loads by this name')
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #ca442d1a
 def _manifests(root):
     "Names of the folders under the data root that have a manifest"
     base = Path(root or os.environ.get('MEDATTN_DATA') or os.devnull).expanduser()
@@ -285,12 +299,13 @@ def _data_check(a):
     print(f"{n} image{'s'*(n!=1)} checked, " + (f"{len(bad)} problem{'s'*(len(bad)!=1)} in {files} place{'s'*(files!=1)}" if len(bad) else 'no problems'))
     return int(len(bad)>0)
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #93462d87
+# %% ../../nbs/lab/50_lab.cli.ipynb #b53eced2
 def _version(name):
     "Installed version, or `None`"
     try: return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError: return None
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #6862176e
 def _numbers(v): return tuple(map(int, re.findall(r'\d+', v)[:3]))
 
 def _needs():
@@ -299,12 +314,13 @@ def _needs():
     except importlib.metadata.PackageNotFoundError: return [('medattn_nb','')]
     return [re.match(r'([\w.-]+)\s*(?:>=\s*([\d.]+))?', o).groups('') for o in reqs if 'extra ==' not in o]
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #42cc0fc8
 def _lacks(name, least):
     "What is wrong with a required package, or ''"
     v = _version(name)
     return 'missing' if v is None else f'{v} is too old: {least} or newer is needed' if least and _numbers(v)<_numbers(least) else ''
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #ee336817
+# %% ../../nbs/lab/50_lab.cli.ipynb #d82e649e
 def _clone():
     "The folder of the clone that the library runs from, or `None`"
     p = Path(importlib.util.find_spec('medattn_nb').origin).parents[1]
@@ -320,6 +336,7 @@ def _optional():
     out['quarto'] = 'builds the site','present' if shutil.which('quarto') else None,'nbdev-install-quarto'
     return out
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #fa93f03a
 def _relative(p):
     "`p` as it may be typed here: relative where it lies below this folder"
     try: return str(Path(p).relative_to(Path.cwd()))
@@ -379,11 +396,12 @@ def _found(root):
     here += [(n, 'drawn when asked for' if s else 'found' if f else 'not found') for n,s,f in zip(df.name, df.synthetic, df.found)]
     return here + [(o, 'found, by its manifest.csv') for o in _manifests(root) if o not in set(df.name)]
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #8dedb481
+# %% ../../nbs/lab/50_lab.cli.ipynb #107aa2f2
 class _Parser(argparse.ArgumentParser):
     def __init__(self, **kw): super().__init__(**{**kw, 'formatter_class':argparse.RawDescriptionHelpFormatter, 'allow_abbrev':False})
     def error(self, message): self.exit(2, f'{self.prog}: {message} (see {self.prog} --help)\n')
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #17401ec8
 def _fill(p, f, example, args):
     "Give parser `p` the arguments of the command `f`"
     p.description,p.epilog = f.__doc__+'.',f'example: {example}'
@@ -415,7 +433,7 @@ def _parser():
         _fill(subs[group].add_parser(last, help=f.__doc__), f, example, args)
     return top
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #bb5005c3
+# %% ../../nbs/lab/50_lab.cli.ipynb #881812c1
 def _self():
     "How this command was called, to be typed again"
     me = sys.argv[0]
@@ -423,18 +441,20 @@ def _self():
     which = shutil.which('medattn')
     return ['medattn'] if which and os.path.samefile(which, me) else [me]
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #81e47c93
 def _stopped(argv):
     "The line for Ctrl-C"
     again = shlex.join(_self() + [o for o in argv if o!='--fresh'])
     return f'medattn: stopped; finished runs are kept, and the run under way goes on from its last epoch with: {again}'
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #ea73e314
 def _code(e):
     "The line and the exit code for an exception, or `None` when it is a fault of ours"
     core = sys.modules.get('medattn_nb.core')
     if core and isinstance(e, core.MedattnError): return f'medattn: {e}',2 if isinstance(e, core.ArgumentError) else 1
     if isinstance(e, (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)): return f'medattn: {e.filename}: {e.strerror}',1
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #3bfbf2e7
+# %% ../../nbs/lab/50_lab.cli.ipynb #f8dc2007
 def main(
     argv=None, # Arguments; default: those of the command line
 )->int: # 0 done, 1 data or records at fault, 2 arguments at fault, 130 stopped with Ctrl-C
@@ -455,10 +475,12 @@ def main(
         if said is None: raise
         return _say(*said)
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #1019f188
 def _say(line, code):
     print(line, file=sys.stderr, flush=True)
     return code
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #70c1719e
 def _hush():
     "The reader of our output went away: write nothing more"
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
