@@ -7,7 +7,7 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.experiments.html.md"""
 # %% auto #0
 __all__ = ['PRESETS', 'Published', 'Experiment', 'RunResult', 'run_recipe', 'Progress', 'run_experiment', 'compare', 'show_table']
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #5add9fb2
+# %% ../../nbs/lab/20_lab.experiments.ipynb #e973ad8d
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from ..core import ArgumentError,ResultError,pick_device
 from ..data.datasets import Data
 from .ledger import Ledger,environment,make_record,peak_memory
 from .training import Fitted,Recipe,fit,predict
-from ..metrics import binary_metrics,holm,paired_auc_test
+from ..metrics import binary_metrics,holm,paired_auc_test,roc_auc
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #35262c6a
 class Published(NamedTuple):
@@ -191,14 +191,20 @@ def _status(pub, diff, ci, preset):
     if np.sign(diff)!=pub.direction: return 'contradicted'
     return 'direction only' if preset!='paper' or pub.value is None else 'matched'
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #779a2cf9
-def _compare_row(row, base, split, boots):
-    "Numbers of one row, and of its difference from the baseline"
+# %% ../../nbs/lab/20_lab.experiments.ipynb #6c85b530
+def _alone(row, split):
+    "Numbers of one row by itself"
+    y,_,S = _stack(row, split)
+    aucs = [roc_auc(y, s) for s in S]
+    return dict(runs=len(aucs), auc=np.mean(aucs), sd=np.std(aucs, ddof=1) if len(aucs)>1 else np.nan, parameters=row[0]['parameters'])
+
+def _against(row, base, split, boots, pub, preset):
+    "Numbers of the difference of one row from the baseline"
     y,groups,S = _stack(base+row, split)
     B,A = S[:len(base)],S[len(base):]
-    kw = dict(groups=groups)
-    t = paired_auc_test(y, A, B, **kw)
-    return t.aucs_a,t.diff,paired_auc_test(y, A, B, method='bootstrap', resample_runs=True, n=boots, **kw).ci,t.p
+    t = paired_auc_test(y, A, B, groups=groups)
+    ci = paired_auc_test(y, A, B, method='bootstrap', resample_runs=True, n=boots, groups=groups).ci
+    return dict(diff=t.diff, low=ci[0], high=ci[1], p=t.p, status=_status(pub, t.diff, ci, preset))
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #99457423
 def _blank(exp, name):
@@ -206,7 +212,7 @@ def _blank(exp, name):
     pub = exp.published.get(name, Published())
     return dict(model=name, runs=0, auc=np.nan, sd=np.nan, diff=np.nan, low=np.nan, high=np.nan, p=np.nan, p_holm=np.nan, parameters=pd.NA, published=pub.value, status='not run')
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #500cdf32
+# %% ../../nbs/lab/20_lab.experiments.ipynb #9d5a22ea
 def compare(
     exp:Experiment, # Gives rows, baseline and published numbers
     records:list, # Records of this experiment, as from `run_experiment` or `Ledger.records`
@@ -221,10 +227,8 @@ def compare(
     base,out = by[exp.baseline],[]
     for name in exp.rows:
         row = _blank(exp, name)
-        if by[name] and base:
-            aucs,diff,ci,p = _compare_row(by[name], base, split, boots)
-            row.update(runs=len(aucs), auc=np.mean(aucs), sd=np.std(aucs, ddof=1) if len(aucs)>1 else np.nan, parameters=by[name][0]['parameters'], status='baseline')
-            if name!=exp.baseline: row.update(diff=diff, low=ci[0], high=ci[1], p=p, status=_status(exp.published.get(name, Published()), diff, ci, preset))
+        if by[name]: row.update(_alone(by[name], split), status='baseline' if name==exp.baseline else 'no baseline')
+        if by[name] and base and name!=exp.baseline: row.update(_against(by[name], base, split, boots, exp.published.get(name, Published()), preset))
         out.append(row)
     df = pd.DataFrame(out)
     ok = df.p.notna()

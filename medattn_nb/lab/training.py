@@ -210,20 +210,20 @@ def lr_at(self:Recipe,
     if self.schedule=='constant': return self.lr
     return self.lr * self.gamma**sum(epoch>=m*self.epochs-1e-9 for m in self.milestones)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #dc325b4f
+# %% ../../nbs/lab/00_lab.training.ipynb #37d915a9
 class EpochSeed(Callback):
     "Start each epoch from a seed of its own"
     order = -20
     def __init__(self, seed): self.seed = seed
-    def before_epoch(self):
+    def before_train(self):
         s = seed_everything(derive_seed(self.seed, 'epoch', self.epoch), torch.are_deterministic_algorithms_enabled())
         self.learn.dls.train.rng = random.Random(s)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #d210905f
+# %% ../../nbs/lab/00_lab.training.ipynb #f1b2238c
 class StepRate(Callback):
     "Set the recipe's learning rate for the epoch"
     def __init__(self, recipe): self.recipe = recipe
-    def before_epoch(self): self.opt.set_hyper('lr', self.recipe.lr_at(self.epoch))
+    def before_train(self): self.opt.set_hyper('lr', self.recipe.lr_at(self.epoch))
 
 # %% ../../nbs/lab/00_lab.training.ipynb #5305baec
 class AutoCast(Callback):
