@@ -85,22 +85,22 @@ def test_each_record_is_written_at_once(tmp_path, monkeypatch):
 
 # --- the table -----------------------------------------------------------------------------------------
 def test_nothing_was_run():
-    df = compare(EXP, [], 'smoke', boots=50)
+    df = compare(EXP, [], 'smoke', boots=100)
     assert list(df.model)==list(ROWS) and set(df.status)=={'not run'} and (df.runs==0).all() and df.auc.isna().all()
     assert show_table(df).loc['SE','paper']=='0.900' and not show_table(df).isna().any().any()
 
 def test_missing_rows_say_so():
-    df = compare(EXP, both(rows=('plain','SE')), 'smoke', boots=50).set_index('model')
+    df = compare(EXP, both(rows=('plain','SE')), 'smoke', boots=100).set_index('model')
     assert df.status['GC']=='not run' and df.runs.tolist()==[2,2,0] and df.status['plain']=='baseline'
     assert df.p_holm['SE']==df.p['SE'] and pd.isna(df.p_holm['GC'])
 
 def test_without_the_baseline_nothing_is_compared():
-    df = compare(EXP, both(rows=('SE','GC')), 'smoke', boots=50)
+    df = compare(EXP, both(rows=('SE','GC')), 'smoke', boots=100)
     assert df['diff'].isna().all()
 
 def test_single_seed():
     recs = both(seeds=(0,))
-    df = compare(EXP, recs, 'smoke', boots=50).set_index('model')
+    df = compare(EXP, recs, 'smoke', boots=100).set_index('model')
     assert df.runs.tolist()==[1,1,1] and df.sd.isna().all()
     s = [r['scores']['test'] for r in recs]
     assert df.auc.tolist()==pytest.approx([roc_auc(np.array(o['label']), np.array(o['score'])) for o in s])
@@ -108,7 +108,7 @@ def test_single_seed():
 
 def test_numbers_are_those_of_the_metrics():
     recs = both()
-    df = compare(EXP, recs, 'smoke', boots=50).set_index('model')
+    df = compare(EXP, recs, 'smoke', boots=100).set_index('model')
     S = {r:np.array([o['scores']['test']['score'] for o in recs if o['row']==r]) for r in ROWS}
     t = paired_auc_test(np.array(recs[0]['scores']['test']['label']), S['SE'], S['plain'])
     assert df['diff']['SE']==pytest.approx(t.diff) and df.p['SE']==pytest.approx(t.p)
@@ -117,20 +117,20 @@ def test_numbers_are_those_of_the_metrics():
     assert (df.p_holm.dropna()>=df.p.dropna()).all()
 
 def test_unequal_numbers_of_seeds():
-    df = compare(EXP, both(seeds=(0,1,2), rows=('plain',))+both(seeds=(0,), rows=('SE',)), 'smoke', boots=50).set_index('model')
+    df = compare(EXP, both(seeds=(0,1,2), rows=('plain',))+both(seeds=(0,), rows=('SE',)), 'smoke', boots=100).set_index('model')
     assert df.runs[['plain','SE']].tolist()==[3,1] and np.isfinite(df['diff']['SE'])
 
 def test_order_of_records_does_not_matter():
-    a,b = (compare(EXP, o, 'smoke', boots=50) for o in (both(), both()[::-1]))
+    a,b = (compare(EXP, o, 'smoke', boots=100) for o in (both(), both()[::-1]))
     pd.testing.assert_frame_equal(a, b)
 
 def test_other_presets_and_tables_are_left_out():
     extra = [record('plain', 0, 'laptop', shift=9), dict(record('plain', 1, shift=9), table='u'), dict(record('plain', 1, shift=9), paper='other')]
-    pd.testing.assert_frame_equal(compare(EXP, both()+extra, 'smoke', boots=50), compare(EXP, both(), 'smoke', boots=50))
+    pd.testing.assert_frame_equal(compare(EXP, both()+extra, 'smoke', boots=100), compare(EXP, both(), 'smoke', boots=100))
 
 @pytest.mark.parametrize('kw', [dict(n=58), dict(files=[f'x{i}' for i in range(60)]), dict(fingerprint='another'), dict(labels=[1,0]*30)])
 def test_different_cases_are_not_compared(kw):
-    with pytest.raises(ResultError, match='only runs on the same images'): compare(EXP, both(rows=('plain',))+[record('SE', 0, **kw)], 'smoke', boots=50)
+    with pytest.raises(ResultError, match='only runs on the same images'): compare(EXP, both(rows=('plain',))+[record('SE', 0, **kw)], 'smoke', boots=100)
 
 @pytest.mark.parametrize('direction,shift,preset,value,says', [(1,3.,'smoke',.9,'direction only'), (-1,3.,'smoke',.9,'contradicted'), (1,0.,'smoke',.9,'undecided'), (None,3.,'smoke',.9,'no claim known')])
 def test_status(direction, shift, preset, value, says):

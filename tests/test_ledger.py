@@ -83,7 +83,8 @@ from medattn_nb.lab.ledger import Ledger
 folder,record,go = sys.argv[1:]
 rec = json.load(open(record))
 print('ready', flush=True)
-while time.time()<float(input()): pass
+at = float(input())
+while time.time()<at: pass
 try: Ledger(folder).write(rec); print('wrote')
 except ResultError: print('refused')
 """
