@@ -115,7 +115,7 @@ def test_run_and_table(sh, tmp_path):
     assert len(list(tmp_path.glob('runs/results/toy/a/*.json')))==2 and not (tmp_path/'results').exists()
     code,out,err = sh('run toy/a --preset smoke --seeds 0')
     assert code==0 and out.count('from the ledger')==2 and 'trained' not in out
-    lines = out.split('\n\n')[-1].strip()
+    lines = out.strip().split('\n\n')[-1]
     assert sh('table toy/a --preset smoke')[1].strip()==lines
     assert sh('table toy/a --preset smoke --format markdown')[1].startswith('| model |')
     head,*rows = sh('table toy/a --preset smoke --format csv')[1].splitlines()
