@@ -8,8 +8,8 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.report.html.md"""
 __all__ = ['pick_records', 'answer', 'run_aucs', 'auc_figure', 'curves_figure', 'roc_figure', 'sample_figure', 'load_trained',
            'CamStudy', 'cam_study', 'localisation_table', 'study_figure', 'write_report']
 
-# %% ../../nbs/lab/40_lab.report.ipynb #2743e9cb
-import struct
+# %% ../../nbs/lab/40_lab.report.ipynb #38592e2d
+import re,struct
 from collections import defaultdict
 from html import escape
 from pathlib import Path
@@ -276,7 +276,14 @@ def _masks(data, recipe, split, k):
     sub = data.subset(split).take(k)
     return sub.mask_tensors(recipe.size, recipe.preprocess, missing='empty')[:,0].numpy() if sub.items['mask'].notna().any() else None
 
-# %% ../../nbs/lab/40_lab.report.ipynb #032748e9
+# %% ../../nbs/lab/40_lab.report.ipynb #2f26a3ad
+def _fine_layer(model, x, cells=4):
+    "Name of the deepest block whose map has at least `cells` x `cells` cells; `None` (the default layer) if there is none"
+    from medattn_nb.lab.explain import cam_layers
+    fine = [k for k,(_,h,w) in cam_layers(model, x).items() if re.fullmatch(r'layer\d\.\d+', k) and min(h, w)>=cells]
+    return fine[-1] if fine else None
+
+# %% ../../nbs/lab/40_lab.report.ipynb #6c0a9457
 def cam_study(
     records:list, # As from `pick_records`
     checkpoints, # Folder of checkpoints
@@ -294,8 +301,9 @@ def cam_study(
         learn = load_trained(o, checkpoints, data)
         dl = learn.dls.loaders[['train','valid','test'].index(split)]
         x,y = dl.after_batch((dl.x[k], dl.y[k]))
-        if not cams: images,chance = dl.x[k].permute(0,2,3,1).numpy(),gradcam(random_weights(learn.model), x, y.numpy())
-        cams[name] = gradcam(learn.model, x, y.numpy())
+        layer = _fine_layer(learn.model, x)
+        if not cams: images,chance = dl.x[k].permute(0,2,3,1).numpy(),gradcam(random_weights(learn.model), x, y.numpy(), layer)
+        cams[name] = gradcam(learn.model, x, y.numpy(), layer)
     return CamStudy(images, y.numpy(), _masks(data, first, split, k), {**cams, 'random weights':chance})
 
 # %% ../../nbs/lab/40_lab.report.ipynb #840e20c9
