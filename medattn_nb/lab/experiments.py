@@ -191,9 +191,11 @@ def _status(pub, diff, ci, preset):
     if np.sign(diff)!=pub.direction: return 'contradicted'
     return 'direction only' if preset!='paper' or pub.value is None else 'matched'
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #6c85b530
+# %% ../../nbs/lab/20_lab.experiments.ipynb #7fd51d5b
 def _alone(row, split):
-    "Numbers of one row by itself"
+    "Numbers of one row by itself; raises `ResultError` if its runs differ in more than the seed"
+    if len({Recipe.from_dict({**r['recipe'], 'seed':0}).hash for r in row})>1:
+        raise ResultError('records', row[0]['row'], 'these runs were made with different recipes and cannot be averaged; use another results folder for each')
     y,_,S = _stack(row, split)
     aucs = [roc_auc(y, s) for s in S]
     return dict(runs=len(aucs), auc=np.mean(aucs), sd=np.std(aucs, ddof=1) if len(aucs)>1 else np.nan, parameters=row[0]['parameters'])
@@ -212,7 +214,7 @@ def _blank(exp, name):
     pub = exp.published.get(name, Published())
     return dict(model=name, runs=0, auc=np.nan, sd=np.nan, diff=np.nan, low=np.nan, high=np.nan, p=np.nan, p_holm=np.nan, parameters=pd.NA, published=pub.value, status='not run')
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #9d5a22ea
+# %% ../../nbs/lab/20_lab.experiments.ipynb #f8473930
 def compare(
     exp:Experiment, # Gives rows, baseline and published numbers
     records:list, # Records of this experiment, as from `run_experiment` or `Ledger.records`
@@ -231,8 +233,7 @@ def compare(
         if by[name] and base and name!=exp.baseline: row.update(_against(by[name], base, split, boots, exp.published.get(name, Published()), preset))
         out.append(row)
     df = pd.DataFrame(out)
-    ok = df.p.notna()
-    df.loc[ok, 'p_holm'] = holm(df.p[ok])
+    df.loc[df.p.notna(), 'p_holm'] = holm(df.p.dropna())
     return df
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #3b81d5b4

@@ -276,7 +276,7 @@ def learner(self:Recipe,
     return Learner(dls, model, loss_func=LOSSES[self.loss](), opt_func=self.opt_func, lr=self.lr, metrics=_metrics(len(data.classes)),
         cbs=cbs, wd_bn_bias=True)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #19d4358d
+# %% ../../nbs/lab/00_lab.training.ipynb #2807282a
 class Checkpoint(Callback):
     "After each epoch: one row of history, and the state on disk"
     order = 60
@@ -293,7 +293,8 @@ class Checkpoint(Callback):
         done = self.epoch+1==self.recipe.epochs
         scaler = getattr(self.learn, 'scaler', None)
         _save(dict(recipe=json.dumps(self.recipe.to_dict()), epoch=self.epoch+1, model=self.model.state_dict(), history=self.history,
-            opt=None if done else self.opt.state_dict(), scaler=scaler.state_dict() if scaler else None), self.path)
+            opt=None if done else self.opt.state_dict(), scaler=scaler.state_dict() if scaler else None,
+            smooth=(self.recorder.smooth_loss.count, float(self.recorder.smooth_loss.val))), self.path)
 
 # %% ../../nbs/lab/00_lab.training.ipynb #e37362f5
 def _save(o, path):
@@ -303,14 +304,16 @@ def _save(o, path):
     torch.save(o, tmp)
     os.replace(tmp, path)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #c62a77c4
+# %% ../../nbs/lab/00_lab.training.ipynb #eb689aa0
 class Restore(Callback):
-    "Before the first epoch: put a checkpoint's optimiser (and loss scale) back"
-    order = 30
+    "Before the first epoch: put a checkpoint's optimiser, loss scale and running training loss back"
+    order = 55
     def __init__(self, ck): self.ck = ck
     def before_fit(self):
         if self.ck['opt']: self.opt.load_state_dict(self.ck['opt'])
         if self.ck['scaler'] and getattr(self.learn, 'scaler', None): self.learn.scaler.load_state_dict(self.ck['scaler'])
+        self.recorder.smooth_loss.count,val = self.ck['smooth']
+        self.recorder.smooth_loss.val = torch.tensor(val)
 
 def _read(path, recipe):
     "The checkpoint at `path`, or `None`; raises `ResultError` if it belongs to another recipe or cannot be read"
