@@ -199,12 +199,12 @@ def _train(exp, a, kw, results, checkpoints):
 # %% ../../nbs/lab/50_lab.cli.ipynb #ff210900
 def _side(records): return 'test' if all('test' in r['scores'] for r in records) else 'valid'
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #26aa5dba
+# %% ../../nbs/lab/50_lab.cli.ipynb #3b67fd3e
 def _report(exp, records, a, path, checkpoints):
     "Write the report and name it"
     from medattn_nb.lab.report import write_report
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    p = write_report(exp, records, a.preset, path=path, checkpoints=checkpoints, root=a.data_root, split=_side(records))
+    p = write_report(exp, records, a.preset, path=path, checkpoints=checkpoints, root=a.data_root or os.environ.get('MEDATTN_DATA'), split=_side(records))
     print(f'Report: {p}')
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #f0030ffc

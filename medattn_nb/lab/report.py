@@ -411,14 +411,11 @@ def _changed(exp, records, preset):
     plan = exp.presets[preset].replace(**exp.rows[r['row']]).to_dict()
     return {k:v for k,v in r['recipe'].items() if k!='seed' and plan.get(k)!=v}
 
-# %% ../../nbs/lab/40_lab.report.ipynb #74152923
+# %% ../../nbs/lab/40_lab.report.ipynb #77ec830b
 def _faults(exp, records, preset):
     "Sentences about records that do not belong together"
     by = _by_row(records, exp.rows)
     if o:=_changed(exp, records, preset): yield f"These runs are not the preset {preset} as it stands: {_and([f'{k} = {_show(v)}' for k,v in o.items()])}."
-    for name,(_,rs) in by.items():
-        odd = [k for k in rs[0]['recipe'] if k!='seed' and any(r['recipe'].get(k)!=rs[0]['recipe'][k] for r in rs)]
-        if odd: yield f"The runs of {name} differ in {_and(odd)} as well as in their seed, so their mean mixes settings."
     seeds = {k:[r['seed'] for r in rs] for k,(_,rs) in by.items()}
     if len(set(map(tuple, seeds.values())))>1: yield 'Not every model has the same seeds: ' + '; '.join(f"{k} has {', '.join(map(str, v))}" for k,v in seeds.items()) + '.'
     if records and max(map(len, seeds.values()))==1: yield 'Every model was trained once, so the intervals do not count the chance in training: another seed may turn the order around.'
