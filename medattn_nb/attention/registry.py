@@ -14,7 +14,7 @@ import torch
 from torch import nn,Tensor
 from ..core import ArgumentError,check_feature_map,local_seed
 
-# %% ../../nbs/blocks/10_attention.registry.ipynb #fcd8f80e
+# %% ../../nbs/blocks/10_attention.registry.ipynb #70a2cead
 class Attention(nn.Module):
     "Base of every attention module: a feature map (B,C,H,W) in, one of the same shape out, and its maps on request"
     _on_map,_open = None,False
@@ -27,7 +27,7 @@ class Attention(nn.Module):
 
     def attend(self,
         x:Tensor, # Feature map (B,C,H,W), already checked
-    )->tuple: # `(out, maps)`: `out` of the shape of `x`, and a dict such as `{'channel': (B,C,1,1), 'spatial': (B,1,H,W)}`
+    )->tuple: # `(out, maps)`: `out` of the shape of `x`, and a dict such as `{'channel': (B,C,1,1), 'spatial': (B,1,H,W)}`; a map that costs something extra may be a function that makes it
         "The computation itself; the one method a new kind of attention has to write"
         raise NotImplementedError(f'{type(self).__name__} has to define attend(x) -> (out, maps)')
 
@@ -42,8 +42,13 @@ class Attention(nn.Module):
         x:Tensor, # Feature map (B,C,H,W); raises `ShapeError` for anything else
         return_map:bool=False, # Also return the attention maps?
     ): # Feature map of the shape of `x`; with `return_map` the pair of it and the dict of maps
-        out,maps = self.attend(check_feature_map(x, self.channels))
-        if self._on_map is not None: self._on_map(maps)
+        return self._answer(*self.attend(check_feature_map(x, self.channels)), return_map)
+
+    def _answer(self, out, maps, return_map):
+        "`out`, with its maps for whoever asked for them; maps given as functions are made only then"
+        if return_map or self._on_map is not None:
+            maps = {k:v() if callable(v) else v for k,v in maps.items()}
+            if self._on_map is not None: self._on_map(maps)
         return (out,maps) if return_map else out
 
     def extra_repr(self): return f'channels={self.channels}'
@@ -122,12 +127,15 @@ def open_gates(
     mods = [m for m in model.modules() if isinstance(m, Attention)]
     with _set(mods, '_open', [True]*len(mods)): yield model
 
-# %% ../../nbs/blocks/10_attention.registry.ipynb #15c309a4
+# %% ../../nbs/blocks/10_attention.registry.ipynb #f4b8f897
 def _trial(m, size):
-    "A copy of `m` with random weights, a feature map, and a direction to take gradients along"
+    "A copy of `m` with random weights and statistics, a feature map, and a direction to take gradients along"
     m = copy.deepcopy(m)
     with local_seed('check_attention'):
         for p in m.parameters(): nn.init.normal_(p, std=.5)
+        for n,b in m.named_buffers():
+            if n.endswith('running_mean'): b.normal_()
+            if n.endswith('running_var'):  b.uniform_(.5, 2)
         return m,torch.randn(size[0], m.channels, *size[1:]),torch.randn(size[0], m.channels, *size[1:])
 
 def _agree(m, oracle, size, dtype, tol):
