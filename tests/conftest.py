@@ -24,3 +24,7 @@ def name(p): return str(Path(p).relative_to(ROOT))
 
 @pytest.fixture(scope='session')
 def root(): return ROOT
+
+def pytest_generate_tests(metafunc):
+    "The tests of a `Battery` run for every kind its class names"
+    if 'kind' in metafunc.fixturenames and getattr(metafunc.cls, 'KINDS', None): metafunc.parametrize('kind', list(metafunc.cls.KINDS))

@@ -1,56 +1,32 @@
-"""The attention modules outside their lessons: random shapes, precisions, layouts, export, pickling, bad input, lean imports."""
-import copy, io, pickle, subprocess, sys
+"""The attention modules outside their lessons: the common promises, symmetries, published counts, bad input, lean imports."""
+import subprocess, sys
 import pytest, torch
-from hypothesis import given, settings, strategies as st
 from torch import nn
+from battery import Battery
 from medattn_nb.attention import *
 from medattn_nb.attention import registry
 from medattn_nb.core import ArgumentError, ShapeError
 
-KINDS = {'se':('se',{}), 'se-bias':('se',dict(bias=True)), 'channel':('channel',{}), 'channel-avg':('channel',dict(pools=('avg',))), 'channel-max':('channel',dict(pools='max', bias=False)),
-         'spatial':('spatial',{}), 'spatial-formula':('spatial',dict(bn=False, kernel_size=3)),
-         'cbam':('cbam',{}), 'cbam-formula':('cbam',dict(bn=False, mlp_bias=False)), 'cbam-sc':('cbam',dict(order='spatial-channel')),
-         'cbam-c':('cbam',dict(order='channel')), 'cbam-s':('cbam',dict(order='spatial')),
-         'gc':('gc',{}), 'gc-mul':('gc',dict(fusion='mul')), 'gc-both':('gc',dict(fusion='both')), 'gc-avg':('gc',dict(pool='avg'))}
-every = pytest.mark.parametrize('kind', KINDS)
+class TestFirstModules(Battery):
+    KINDS = {'se':('se',{}), 'se-bias':('se',dict(bias=True)), 'channel':('channel',{}), 'channel-avg':('channel',dict(pools=('avg',))), 'channel-max':('channel',dict(pools='max', bias=False)),
+             'spatial':('spatial',{}), 'spatial-formula':('spatial',dict(bn=False, kernel_size=3)),
+             'cbam':('cbam',{}), 'cbam-formula':('cbam',dict(bn=False, mlp_bias=False)), 'cbam-sc':('cbam',dict(order='spatial-channel')),
+             'cbam-c':('cbam',dict(order='channel')), 'cbam-s':('cbam',dict(order='spatial')),
+             'gc':('gc',{}), 'gc-mul':('gc',dict(fusion='mul')), 'gc-both':('gc',dict(fusion='both')), 'gc-avg':('gc',dict(pool='avg'))}
+    KEYS = {'se':'fc1.weight fc2.weight', 'se-bias':'fc1.weight fc1.bias fc2.weight fc2.bias', 'channel':'fc1.weight fc1.bias fc2.weight fc2.bias',
+            'spatial':'conv.weight bn.weight bn.bias bn.running_mean bn.running_var bn.num_batches_tracked', 'spatial-formula':'conv.weight',
+            'cbam-formula':'channel.fc1.weight channel.fc2.weight spatial.conv.weight',
+            'cbam':'channel.fc1.weight channel.fc1.bias channel.fc2.weight channel.fc2.bias spatial.conv.weight spatial.bn.weight spatial.bn.bias spatial.bn.running_mean spatial.bn.running_var spatial.bn.num_batches_tracked',
+            'gc':'mask.weight mask.bias add.fc1.weight add.fc1.bias add.norm.weight add.norm.bias add.fc2.weight add.fc2.bias'}
 
-def make(kind, channels=32, **kw):
-    "A module with random weights, in evaluation mode"
-    name,opts = KINDS[kind]
-    torch.manual_seed(0)
-    m = create(name, channels, **opts, **kw).eval()
-    for p in m.parameters(): nn.init.normal_(p, std=.3)
-    return m
+    def tight(self, kind, channels):
+        name,_ = self.KINDS[kind]
+        if name=='gc': return dict(ratio=1/channels if channels<16 else 1/8)
+        return {} if name=='spatial' else dict(reduction=1 if channels<4 else 4)
 
-def tight(kind, channels):
-    "Options that leave one hidden unit or more at any number of channels"
-    name,_ = KINDS[kind]
-    if name=='gc': return dict(ratio=1/channels if channels<16 else 1/8)
-    return {} if name=='spatial' else dict(reduction=1 if channels<4 else 4)
+make = TestFirstModules().make
 
-# --- what every module promises -----------------------------------------------------------------------
-@every
-def test_promises(kind): assert 'open gate is the identity' in check_attention(make(kind))
-
-@every
-@settings(deadline=None, max_examples=12)
-@given(b=st.integers(1,3), c=st.integers(1,40), h=st.integers(1,9), w=st.integers(1,9))
-def test_any_shape(kind, b, c, h, w):
-    m,x = make(kind, c, **tight(kind, c)),torch.randn(b, c, h, w)
-    out,maps = m(x, return_map=True)
-    assert out.shape==x.shape and out.dtype==x.dtype and torch.equal(m(x), out)
-    for k,v in maps.items():
-        assert v.shape==((b,1,h,w) if k=='spatial' else (b,c,1,1))
-        if k!='context': assert v.min()>=0 and v.max()<=1+1e-6
-    with open_gates(m): assert torch.equal(m(x), x)
-
-@every
-@pytest.mark.parametrize('size', [(1,1),(1,13),(127,128)])
-def test_awkward_sizes_with_gradients(kind, size):
-    m,x = make(kind, 16, **tight(kind, 16)),torch.randn(1, 16, *size, requires_grad=True)
-    m(x).square().sum().backward()
-    assert x.grad.isfinite().all() and all(p.grad.isfinite().all() for p in m.parameters())
-
+# --- symmetries ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize('kind', ['se','channel','gc','gc-both','cbam-c'])
 def test_places_may_be_permuted(kind):
     m,x = make(kind),torch.randn(2, 32, 6, 5)
@@ -80,57 +56,6 @@ def test_gc_softmax_stands_large_logits():
     m = make('gc')
     assert m(1e4*torch.randn(2,32,7,7)).isfinite().all()
 
-# --- precision, layout, compilers, copies -------------------------------------------------------------
-@every
-def test_autocast_bf16(kind):
-    m,x = make(kind),torch.randn(2, 32, 8, 8)
-    with torch.autocast('cpu', torch.bfloat16): out,maps = m(x, return_map=True); low = m(x.bfloat16())
-    assert out.dtype==torch.float32 and low.dtype==torch.bfloat16 and maps
-    assert (out-m(x)).abs().max()<.15 and (low.float()-m(x)).abs().max()<.2
-    (out.sum()+low.sum()).backward()
-
-@every
-def test_module_in_bf16_and_double(kind):
-    m,x = make(kind),torch.randn(2, 32, 8, 8)
-    assert torch.allclose(m.double()(x.double()).float(), m.float()(x), atol=1e-4)
-    assert m.bfloat16()(x.bfloat16()).dtype==torch.bfloat16
-
-@every
-def test_channels_last(kind):
-    m,x = make(kind),torch.randn(2, 32, 8, 6)
-    out = m.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(out, m(x), atol=1e-5)
-
-@every
-def test_copies(kind):
-    m,x = make(kind),torch.randn(2, 32, 8, 6)
-    f = io.BytesIO(); torch.save(m.state_dict(), f); f.seek(0)
-    fresh = create(KINDS[kind][0], 32, **KINDS[kind][1]).eval()
-    fresh.load_state_dict(torch.load(f, weights_only=True))
-    for o in (copy.deepcopy(m), pickle.loads(pickle.dumps(m)), fresh): assert torch.equal(o(x), m(x))
-
-@pytest.mark.parametrize('kind', ['se','cbam','gc'])
-def test_export(kind):
-    m,x = make(kind),torch.randn(2, 32, 8, 6)
-    dims = ({0:torch.export.Dim('b', min=1, max=8), 2:torch.export.Dim('h', min=2, max=99)},)
-    e = torch.export.export(m, (x,), dynamic_shapes=dims).module()
-    for o in (x, torch.randn(5, 32, 11, 6)): assert torch.allclose(e(o), m(o), atol=1e-5)
-
-@pytest.mark.parametrize('kind', ['se','cbam','gc-both'])
-def test_one_graph(kind):
-    m,x = make(kind),torch.randn(2, 32, 8, 6)
-    c = torch.compile(m, backend='eager', fullgraph=True)
-    assert torch.equal(c(x), m(x))
-    with open_gates(m): assert torch.equal(c(x), x)
-    assert torch.equal(c(x), m(x))
-
-@every
-def test_seed_decides_the_start(kind):
-    name,kw = KINDS[kind]
-    def new(): torch.manual_seed(3); return create(name, 32, **kw).state_dict()
-    assert all(torch.equal(a,b) for a,b in zip(new().values(), new().values()))
-
 # --- published facts ----------------------------------------------------------------------------------
 def n_params(m): return sum(p.numel() for p in m.parameters())
 
@@ -139,14 +64,6 @@ def test_parameter_counts(c, se, cbam, formula, gc):
     assert [n_params(o) for o in (SE(c), CBAM(c), CBAM(c, bn=False, mlp_bias=False), GC(c))]==[se, cbam, formula, gc]
 
 def test_gc_quarter(): assert sum(n_params(GC(c, 1/4)) for c in (64,128,256,512) for _ in '12')==11_530_986-11_177_538
-
-KEYS = {'se':'fc1.weight fc2.weight', 'se-bias':'fc1.weight fc1.bias fc2.weight fc2.bias', 'channel':'fc1.weight fc1.bias fc2.weight fc2.bias',
-        'spatial':'conv.weight bn.weight bn.bias bn.running_mean bn.running_var bn.num_batches_tracked', 'spatial-formula':'conv.weight',
-        'cbam-formula':'channel.fc1.weight channel.fc2.weight spatial.conv.weight',
-        'cbam':'channel.fc1.weight channel.fc1.bias channel.fc2.weight channel.fc2.bias spatial.conv.weight spatial.bn.weight spatial.bn.bias spatial.bn.running_mean spatial.bn.running_var spatial.bn.num_batches_tracked',
-        'gc':'mask.weight mask.bias add.fc1.weight add.fc1.bias add.norm.weight add.norm.bias add.fc2.weight add.fc2.bias'}
-@pytest.mark.parametrize('kind', KEYS)
-def test_names_of_weights_do_not_change(kind): assert list(make(kind).state_dict())==KEYS[kind].split()
 
 def test_starts():
     torch.manual_seed(0)
@@ -184,10 +101,6 @@ def test_channel_gate_adds_the_mlp_outputs():
 def test_bad_arguments(call, says):
     with pytest.raises(ArgumentError) as e: call()
     assert says in str(e.value) and '\n' not in str(e.value)
-
-@pytest.mark.parametrize('x,says', [(torch.zeros(1,8,4,4), '32 channels'), (torch.zeros(32,4,4), 'x[None]'), (torch.zeros(1,32,4,4).int(), 'x.float()'), ([1.], 'torch tensor')])
-def test_bad_feature_maps(x, says):
-    with pytest.raises(ShapeError, match=says.replace('[','\\[').replace('(','\\(').replace(')','\\)')): make('cbam')(x)
 
 def test_one_value_in_training():
     with pytest.raises(ShapeError, match='more than one value'): CBAM(16).train()(torch.randn(1,16,1,1))
