@@ -52,10 +52,11 @@ def peak_memory(
         now += e.nbytes(); top = max(top, now)
     return top
 
-# %% ../nbs/blocks/08_bench.ipynb #3d4fa3f1
+# %% ../nbs/blocks/08_bench.ipynb #cacfce54
 def _sync(device):
     if torch.device(device).type=='cuda': torch.cuda.synchronize(device)
 
+# %% ../nbs/blocks/08_bench.ipynb #d30b5a49
 def _seconds(f, n, device):
     "Seconds of one call, from `n` in a row"
     _sync(device); t = time.perf_counter()
@@ -81,7 +82,7 @@ def measure(
     q = {k:quantiles(v, n=4, method='inclusive') for k,v in ts.items()}
     return [dict(variant=k, seconds=q[k][1], low=q[k][0], high=q[k][2], repeats=repeats, peak=peak_memory(f, device) if memory else None) for k,f in variants.items()]
 
-# %% ../nbs/blocks/08_bench.ipynb #482fbbf4
+# %% ../nbs/blocks/08_bench.ipynb #42c49d11
 _unit = (1,'s'),(1e-3,'ms'),(1e-6,'µs')
 
 def _time(s):
@@ -89,6 +90,7 @@ def _time(s):
     f,u = next(((f,u) for f,u in _unit if s>=f), _unit[-1])
     return f'{s/f:.3g} {u}' if s/f<1000 else f'{s/f:.0f} {u}'
 
+# %% ../nbs/blocks/08_bench.ipynb #db15eae0
 def _bench_folder(folder):
     "`folder`, or `results/bench` here or above, or beside the library in a clone"
     if folder is not None: return Path(folder)
@@ -120,7 +122,7 @@ class BenchTable:
     def __repr__(self): return f'{self.df.to_string()}\n{self.note}' if len(self.df) else self.note
     def _repr_html_(self): return (self.df.to_html(border=0) if len(self.df) else '')+f'<p>{self.note}</p>'
 
-# %% ../nbs/blocks/08_bench.ipynb #83f27c3e
+# %% ../nbs/blocks/08_bench.ipynb #e1265ec3
 def _note(found):
     "One sentence a device: the machine, or that it was not run"
     def one(dev, df):
@@ -129,6 +131,7 @@ def _note(found):
         return f'{dev}: {r.machine}, {r.threads} threads, torch {r.torch}, {r.date}; median of {r.repeats}, quartiles in brackets.'
     return ' '.join(one(*o) for o in found.items())
 
+# %% ../nbs/blocks/08_bench.ipynb #9d453219
 def _rows(df):
     "The pairs for a reader: time, quartiles, memory, and both relative to ours"
     import pandas as pd
@@ -141,7 +144,7 @@ def _rows(df):
                 'peak':f'{r.peak/2**20:.3g} MiB' if mem else '', 'peak / ours':f'{r.peak/ours.peak:.3g}' if mem and ours.peak>0 else ''})
     return pd.DataFrame(out).set_index(['case','pass','variant'])
 
-# %% ../nbs/blocks/08_bench.ipynb #94c88c85
+# %% ../nbs/blocks/08_bench.ipynb #5364379c
 def _costs(df):
     "One line a module: counts, and time and memory forward and forward with backward"
     import pandas as pd
@@ -167,7 +170,7 @@ def show_bench(
     made = {d:(_costs if 'params' in df else _rows)(df if only is None else df[df.case.isin(only)]) for d,df in got.items()}
     return BenchTable(pd.concat(made, names=['device']) if len(made)>1 else next(iter(made.values())), _note(found))
 
-# %% ../nbs/blocks/08_bench.ipynb #620336e0
+# %% ../nbs/blocks/08_bench.ipynb #c5942dcc
 def bench_figure(
     group:str, # Name of the group
     device:str='cpu', # 'cpu' or 'cuda'
@@ -176,6 +179,7 @@ def bench_figure(
 ): # A matplotlib figure; raises `ResultError` when nothing was measured
     "Rivals over ours, case by case, on a logarithmic axis"
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator,NullFormatter
     from medattn_nb.figures import OKABE_ITO
     df = read_bench(group, device, folder)
     if df is None: raise ResultError(group, f'no measurements on {device}', f'make them with `medattn bench {group}`')
@@ -186,6 +190,7 @@ def bench_figure(
     for y,(_,g) in enumerate(sets): _draw_ratios(ax, y, g.set_index('variant'), column, names, OKABE_ITO)
     ax.axvline(1, color='k', lw=1)
     ax.set(xscale='log', yticks=range(len(sets)), yticklabels=[f'{c}, {w}' for (c,w),_ in sets], xlabel={'seconds':'time of the rival / time of ours','peak':'peak memory of the rival / peak memory of ours'}[column])
+    ax.xaxis.set(major_locator=LogLocator(subs=(1,2,5)), major_formatter='{x:g}', minor_formatter=NullFormatter())
     ax.invert_yaxis(); ax.grid(axis='x', alpha=.3)
     h = dict(zip(*reversed(ax.get_legend_handles_labels()))); ax.legend(h.values(), h.keys(), fontsize=8, loc='upper left', bbox_to_anchor=(1,1))
     return fig

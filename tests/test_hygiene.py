@@ -195,7 +195,7 @@ def test_copies_finds():
 def room(mod):
     "Which room the module of the library with this dotted name lives in"
     top = mod.split('.')[1] if '.' in mod else ''
-    return {'core':'core', 'figures':'figures', 'data':'data', 'lab':'lab', 'papers':'papers', '':'core'}.get(top, 'blocks')
+    return {'core':'core', 'figures':'figures', 'bench':'figures', 'data':'data', 'lab':'lab', 'papers':'papers', '':'core'}.get(top, 'blocks')
 
 MAY = dict(core={'core'}, figures={'core','figures'}, blocks={'core','blocks'}, data={'core','data'},
            lab={'core','figures','blocks','data','lab'}, papers={'core','figures','blocks','data','lab'})
