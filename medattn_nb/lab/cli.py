@@ -299,6 +299,24 @@ def _data_check(a):
     print(f"{n} image{'s'*(n!=1)} checked, " + (f"{len(bad)} problem{'s'*(len(bad)!=1)} in {files} place{'s'*(files!=1)}" if len(bad) else 'no problems'))
     return int(len(bad)>0)
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #33d29228
+def _bench_line(group, r):
+    "One measurement for the terminal"
+    peak = f", {r['peak']/2**20:.1f} MiB" if r['peak'] else ''
+    print(f"{group}: {r['case']}, {r['what']}, {r['variant']}: {1e3*r['seconds']:.4g} ms{peak}", flush=True)
+
+# %% ../../nbs/lab/50_lab.cli.ipynb #1b501a71
+@_command('bench', 'medattn bench exact superpixels --device cpu', _arg('groups', nargs='*', metavar='GROUP', help='groups to measure (default: all; --list names them)'), _device,
+    _arg('--repeats', type=int, default=15, metavar='N', help='measurements of each variant, at least 3 (default: 15)'),
+    _arg('--out', default='results/bench', metavar='DIR', help='folder of the CSV files (default: results/bench)'),
+    _arg('--only', metavar='TEXT', help='only cases whose name contains TEXT; needs another --out'), _arg('--list', action='store_true', help='list the groups and stop'))
+def _bench(a):
+    "Time our blocks against the plain or public form, and write the tables that the pages show"
+    from medattn_nb.lab.bench import bench_groups,run_bench
+    if a.list: return print('\n'.join(bench_groups()))
+    done = run_bench(a.groups, a.device, a.repeats, a.out, a.only, _bench_line)
+    print(''.join(f'\n{o}' for o in done) or 'no case matches')
+
 # %% ../../nbs/lab/50_lab.cli.ipynb #b53eced2
 def _version(name):
     "Installed version, or `None`"
@@ -320,7 +338,7 @@ def _lacks(name, least):
     v = _version(name)
     return 'missing' if v is None else f'{v} is too old: {least} or newer is needed' if least and _numbers(v)<_numbers(least) else ''
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #d82e649e
+# %% ../../nbs/lab/50_lab.cli.ipynb #c4ab0abe
 def _clone():
     "The folder of the clone that the library runs from, or `None`"
     p = Path(importlib.util.find_spec('medattn_nb').origin).parents[1]
@@ -330,7 +348,7 @@ def _optional():
     "Optional part -> (what it is for, version or `None`, command that adds it)"
     clone,pip = _clone(),f'{_relative(sys.executable)} -m pip install'
     if clone: pip += f" -c {_relative(clone/'constraints.txt')}"
-    what = dict(jupyterlab='opens the notebooks', ipywidgets='sliders in them', seaborn='plots in them', timm='its ResNets and attention, for comparison', nbdev='changes and tests the notebooks')
+    what = dict(jupyterlab='opens the notebooks', ipywidgets='sliders in them', seaborn='plots in them', timm='its ResNets and attention, for comparison', monai='its losses and metrics, for comparison', medpy='its Hausdorff distance, for comparison', nbdev='changes and tests the notebooks')
     out = {k:(v, _version(k), f'{pip} {k}') for k,v in what.items()}
     out['fast-slic'] = 'faster superpixels',_version('fast-slic'),f'make -C {_relative(clone)} fast-slic' if clone else f'{pip} fast-slic'
     out['quarto'] = 'builds the site','present' if shutil.which('quarto') else None,'nbdev-install-quarto'
@@ -408,12 +426,13 @@ def _fill(p, f, example, args):
     for names,kw in args: p.add_argument(*names, **kw)
     p.set_defaults(command=f)
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #05ced83d
+# %% ../../nbs/lab/50_lab.cli.ipynb #44e41184
 _epilog = """examples:
   medattn demo                                          see it work (minutes, no data needed)
   medattn run selfattention/ct --data-root data         train a paper's table on real images
   medattn table selfattention/ct                        look at it again
   medattn data check my-images                          find every bad file
+  medattn bench                                         measure our blocks against others
 
 exit codes: 0 done, 1 data or records at fault, 2 arguments at fault, 130 stopped with Ctrl-C"""
 
