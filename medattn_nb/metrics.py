@@ -7,7 +7,8 @@ Docs: https://medattn.github.io/medattn_nb/blocks/metrics.html.md"""
 # %% auto #0
 __all__ = ['roc_auc', 'roc_curve', 'Interval', 'auc_ci', 'bootstrap_ci', 'AUCTest', 'paired_auc_test', 'delong_test', 'holm',
            'Confusion', 'confusion', 'sensitivity', 'specificity', 'precision', 'accuracy', 'balanced_accuracy',
-           'brier', 'expected_calibration_error', 'binary_metrics']
+           'brier', 'expected_calibration_error', 'binary_metrics', 'Score', 'tally', 'macro_auc', 'class_confusion',
+           'macro_sensitivity', 'macro_precision', 'overall_accuracy', 'multiclass_metrics']
 
 # %% ../nbs/blocks/30_metrics.ipynb #e9ffebf3
 from typing import Callable,NamedTuple
@@ -354,3 +355,104 @@ def binary_metrics(
     ci = auc_ci(y, score, level, groups=groups) if k>1 else Interval(roc_auc(y, score) if k else np.nan, np.nan, np.nan)
     rates = {f.__name__: f(y, score, threshold) for f in (accuracy,sensitivity,specificity,precision,balanced_accuracy)}
     return dict(auc=ci.value, auc_low=ci.low, auc_high=ci.high, **rates, threshold=float(threshold), **confusion(y, score, threshold)._asdict())
+
+# %% ../nbs/blocks/30_metrics.ipynb #29b716c4
+class Score(NamedTuple):
+    "A metric and what it stands for: `cases+missed+empty` is the number of cases (images, classes) asked about"
+    value:float # The metric over the counted cases; nan if there are none
+    cases:int # Counted in `value`
+    missed:int = 0 # There was something to measure, but the metric is undefined: not in `value`
+    empty:int = 0 # Nothing in the truth and nothing in the prediction: not in `value`
+    def __float__(self): return float(self.value)
+    def __str__(self): return f'{self.value:.3f} ({self.cases} of {sum(self[1:])}' + ''.join(f', {n} {k}' for k,n in zip(('missed','empty'), self[2:]) if n) + ')'
+
+# %% ../nbs/blocks/30_metrics.ipynb #ec4756a3
+def tally(
+    v, # Values of the single cases; nan where the metric is undefined
+    nothing=False, # For each case: was there nothing in truth and prediction?
+    empty='skip', # An undefined case with nothing in it: 'skip', or the value it is given
+    missed='skip', # Any other undefined case: 'skip', or the value it is given (one, or one for each case)
+    reduction:str='mean', # 'mean' for a `Score`, 'none' for the values of the single cases
+)->Score: # Or an array, nan where undefined, with `reduction='none'`
+    "Average the defined values, and count those that are not"
+    if reduction not in ('mean','none'): raise ArgumentError('reduction', reduction, "use 'mean' or 'none'")
+    v = np.array(v, dtype=float); nothing = np.broadcast_to(nothing, v.shape)
+    for name,fill,where in ('empty',empty,nothing),('missed',missed,~nothing):
+        if isinstance(fill, str) and fill=='skip': continue
+        if isinstance(fill, str) or fill is None: raise ArgumentError(name, fill, "use 'skip' or a number")
+        v = np.where(np.isnan(v)&where, fill, v)
+    if reduction=='none': return v
+    un = np.isnan(v); n = int((~un).sum())
+    return Score(float(v[~un].mean()) if n else float('nan'), n, int((un&~nothing).sum()), int((un&nothing).sum()))
+
+# %% ../nbs/blocks/30_metrics.ipynb #d5f20bd0
+def macro_auc(
+    y, # Labels (n,), whole numbers from 0
+    score, # Scores (n,K), higher for the class; (n,) is the binary AUC
+    missed='skip', # A class without an AUC: 'skip', or the value it is given (.5)
+)->Score: # The cases are classes
+    "One-against-rest ROC AUC, mean over the classes that have one"
+    s = np.asarray(score, dtype=float); y = _classes(y, 2 if s.ndim==1 else s.shape[1])
+    s = _scores(s.T, len(y), ndim=2)
+    is_class = [y==k for k in ([1] if len(s)==1 else range(len(s)))]
+    return tally([roc_auc(c, o) if c.any()&(~c).any() else np.nan for c,o in zip(is_class, s)], missed=missed)
+
+def _classes(y, n, name='y')->np.ndarray:
+    "`y` as whole numbers; raises `ArgumentError` unless all are from 0 to n-1"
+    y = np.asarray(y)
+    if y.ndim!=1 or not len(y): raise ShapeError(name, y, 'expected one class for each case, shape (n,)')
+    bad = y[~np.isin(y, np.arange(n))]
+    if len(bad): raise ArgumentError(name, bad[0].item(), f'with {n} classes, labels must be from 0 to {n-1}')
+    return y.astype(int)
+
+# %% ../nbs/blocks/30_metrics.ipynb #1b0046f6
+def class_confusion(
+    y, # Labels (n,), whole numbers from 0 to `classes`-1
+    called, # Called classes (n,), such as `score.argmax(1)`
+    classes:int, # Number of classes K
+)->np.ndarray: # (K,K), row: truth, column: call
+    "Count every pair of truth and call"
+    y,p = _classes(y, classes),_classes(called, classes, 'called')
+    if len(y)!=len(p): raise ShapeError('called', p, f'expected one call for each of the {len(y)} cases')
+    return np.bincount(y*classes+p, minlength=classes**2).reshape(classes, classes)
+
+def macro_sensitivity(
+    C, # Counts (K,K) from `class_confusion`
+    only:int|None=None, # One class alone, such as 1 of a binary task; `None` averages over all
+    empty='skip', # A class that nobody has and nobody is called: 'skip', or its value
+    missed='skip', # A class that nobody has, but somebody is called: 'skip', or its value
+)->Score: # The cases are classes
+    "Share of each class that was found, mean over classes (balanced accuracy)"
+    return _macro(C, 1, only, empty, missed)
+
+def macro_precision(
+    C, # Counts (K,K) from `class_confusion`
+    only:int|None=None, # One class alone; `None` averages over all
+    empty='skip', # A class that nobody has and nobody is called: 'skip', or its value
+    missed='skip', # A class that somebody has, but nobody is called: 'skip', or its value
+)->Score: # The cases are classes
+    "Share of the calls for each class that were right, mean over classes"
+    return _macro(C, 0, only, empty, missed)
+
+# %% ../nbs/blocks/30_metrics.ipynb #57e6833e
+def _macro(C, axis, only, empty, missed):
+    "Diagonal over the sum along `axis`, averaged over classes"
+    C = np.asarray(C); of,k = C.sum(axis),slice(None) if only is None else [only]
+    v = np.divide(C.diagonal(), of, out=np.full(len(C), np.nan), where=of>0)
+    return tally(v[k], (C.sum(0)+C.sum(1)==0)[k], empty, missed)
+
+def overall_accuracy(
+    C, # Counts (K,K) from `class_confusion`
+)->Score: # The cases are cases
+    "Share of all cases that were called right; rare classes hardly count in it"
+    n = int(np.sum(C))
+    return Score(float(np.trace(C)/n) if n else float('nan'), n)
+
+# %% ../nbs/blocks/30_metrics.ipynb #76589047
+def multiclass_metrics(
+    y, # Labels (n,), whole numbers from 0 to K-1
+    score, # Scores or probabilities (n,K); the called class is the largest
+)->dict: # Name -> `Score`
+    "Accuracy, macro sensitivity, macro precision and macro AUC, each with its counts"
+    s = np.asarray(score, dtype=float); C = class_confusion(y, s.argmax(1), s.shape[1])
+    return dict(accuracy=overall_accuracy(C), sensitivity=macro_sensitivity(C), precision=macro_precision(C), auc=macro_auc(y, s))
