@@ -181,3 +181,39 @@ def test_needs_neither_torch_vision_nor_pandas():
     import ast,inspect,medattn_nb.metrics as m
     mods = {(o.names[0].name if isinstance(o, ast.Import) else o.module or '').split('.')[0] for o in ast.walk(ast.parse(inspect.getsource(m))) if isinstance(o, (ast.Import,ast.ImportFrom))}
     assert mods<={'numpy','scipy','typing','core','__future__'}
+
+# --- more than two classes -----------------------------------------------------------------------------
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0,10**6), st.integers(2,5), st.integers(6,40))
+def test_macro_metrics_equal_sklearn(seed, K, n):
+    rng = np.random.default_rng(seed); y = rng.permutation(np.arange(n)%K); S = rng.dirichlet(np.ones(K), n).round(2); call = S.argmax(1)
+    C = class_confusion(y, call, K); np.testing.assert_array_equal(C, skm.confusion_matrix(y, call, labels=range(K)))
+    m = multiclass_metrics(y, S)
+    assert np.isclose(m['accuracy'].value, skm.accuracy_score(y, call)) and m['accuracy'].cases==n
+    assert np.isclose(m['sensitivity'].value, skm.recall_score(y, call, average='macro')) and m['sensitivity'].cases==K
+    np.testing.assert_allclose(m['precision'].value, np.nanmean(skm.precision_score(y, call, average=None, zero_division=np.nan)))
+    assert m['precision'].missed==len(set(y)-set(call))
+    assert np.isclose(m['auc'].value, np.mean([skm.roc_auc_score(y==k, S[:,k]) for k in range(K)]))
+    assert macro_auc(y==0, S[:,0])[:2]==(roc_auc(y==0, S[:,0]),1)
+
+def test_absent_classes_are_counted_not_dropped():
+    y,S = [0,1,1],np.eye(4)[[0,1,2]]
+    assert macro_auc(y, S)[1:]==(2,2,0) and macro_auc(y, S, missed=.5).cases==4
+    C = class_confusion(y, [0,1,2], 4)
+    assert macro_sensitivity(C)==(.75,2,1,1) and macro_precision(C)==(2/3,3,0,1)
+    assert macro_sensitivity(C, empty=0, missed=0).value==1.5/4 and macro_sensitivity(C, only=3)[1:]==(0,0,1)
+    assert np.isnan(overall_accuracy(np.zeros((3,3),int)).value)
+
+def test_tally():
+    assert tally([1,np.nan,np.nan], [False,True,False])==(1,1,1,1)
+    assert tally([np.nan,2,np.nan], missed=[5,9,7]).value==14/3
+    np.testing.assert_array_equal(tally([[1,np.nan]], reduction='none'), [[1,np.nan]])
+    assert str(Score(.5, 2, 1))=='0.500 (2 of 3, 1 missed)' and float(Score(.5, 2))==.5
+    v = np.array([np.nan,1]); tally(v, missed=0.); assert np.isnan(v[0])
+
+@pytest.mark.parametrize('f,msg', [
+    (lambda: class_confusion([0,3], [0,1], 3), 'y: got 3; with 3 classes'), (lambda: class_confusion([0,1], [0,-1], 3), 'called'), (lambda: class_confusion([0,1], [0], 3), 'each of the 2'),
+    (lambda: macro_auc([0,2], [.1,.2]), 'with 2 classes'), (lambda: macro_auc([0,1], np.full((2,2), np.nan)), 'nan'), (lambda: macro_auc([], []), 'one class for each'),
+    (lambda: tally([1], empty='drop'), "'skip' or a number"), (lambda: tally([1], missed=None), "'skip' or a number"), (lambda: tally([1], reduction='sum'), "'mean' or 'none'")])
+def test_bad_classes(f, msg):
+    with pytest.raises(ArgumentError, match=msg): f()

@@ -174,7 +174,14 @@ class Precision(_ClassMetric):
         **kw, # As for `macro_precision`: `only`, `empty`, `missed`
     ): super().__init__(macro_precision, classes, name='precision', **{'only':1 if classes==2 else None, **kw})
 
-# %% ../../nbs/lab/05_lab.metrics.ipynb #0b9b8e98
+# %% ../../nbs/lab/05_lab.metrics.ipynb #33a86031
+def _odds(s):
+    "Log-odds of each class against the rest (n,K) from logits; of class 1 alone (n,) for two classes or one logit"
+    if s.ndim==1: return s
+    if s.shape[1]<3: return s[:,-1]-(s[:,0] if s.shape[1]==2 else 0)
+    return torch.stack([s[:,k]-torch.cat([s[:,:k], s[:,k+1:]], 1).logsumexp(1) for k in range(s.shape[1])], 1)
+
+# %% ../../nbs/lab/05_lab.metrics.ipynb #5acc6360
 class AUC(Metric):
     "ROC AUC over the epoch: binary for (B,2), (B,1) or (B,) outputs, else one against the rest, mean over classes"
     def __init__(self,
@@ -188,8 +195,7 @@ class AUC(Metric):
     def score(self)->Score:
         if not self._s: return Score(float('nan'), 0)
         s,y = torch.cat(self._s).cpu().double(),torch.cat(self._y).cpu().numpy()
-        if s.ndim==2 and s.shape[1]>1: s = s.softmax(1)
-        return macro_auc(y, (s[:,1] if s.ndim==2 and s.shape[1]==2 else s.squeeze(1) if s.ndim==2 and s.shape[1]==1 else s).numpy(), self.missed)
+        return macro_auc(y, _odds(s).numpy(), self.missed)
     @property
     def value(self): return float(self.score)
     @property
