@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from .core import ArgumentError,ShapeError
 from .metrics import Score,class_confusion,macro_auc,macro_precision,macro_sensitivity,overall_accuracy,tally
 
-# %% ../nbs/blocks/35_segmetrics.ipynb #884a3e44
+# %% ../nbs/blocks/35_segmetrics.ipynb #bac6a1cb
 def _labels(o, name):
     "Label maps as an integer tensor (N, pixels...)"
     o = torch.as_tensor(o) if not isinstance(o, torch.Tensor) else o.as_subclass(torch.Tensor)
@@ -28,12 +28,10 @@ def _labels(o, name):
 def _pairs(p, t, K, ignore):
     "The number of the (truth, prediction) pair of each pixel, (N, pixels); K*K is ignored, K*K+1 impossible"
     dt = torch.uint8 if K*K+2<=256 and p.device.type=='cpu' else torch.int64
-    skip = None if ignore is None else t==ignore
-    if p.device.type=='cpu' and skip is None: _in_range(p, t, K); return torch.add(p.to(dt), t.to(dt), alpha=K).flatten(1)
-    bad = (p<0)|(p>=K)|(t<0)|(t>=K)
-    if p.dtype==torch.bool: p = p.to(dt)
-    k = torch.where(bad, K*K+1, p.long()+K*t.long())
-    return (k if skip is None else torch.where(skip, K*K, k)).to(dt).flatten(1)
+    if p.device.type=='cpu' and ignore is None: _in_range(p, t, K); return torch.add(p.to(dt), t.to(dt), alpha=K).flatten(1)
+    p,t = p.long(),t.long()
+    k = torch.where((p<0)|(p>=K)|(t<0)|(t>=K), K*K+1, p+K*t)
+    return (k if ignore is None else torch.where(t==ignore, K*K, k)).to(dt).flatten(1)
 
 def _in_range(p, t, K):
     for name,o in ('pred',p),('target',t):
@@ -41,11 +39,15 @@ def _in_range(p, t, K):
         lo,hi = o.aminmax()
         if lo<0 or hi>=K: raise ArgumentError(name, f'labels from {lo} to {hi}', f'with {K} classes, labels must be from 0 to {K-1}; use ignore=... for a label to leave out')
 
-# %% ../nbs/blocks/35_segmetrics.ipynb #881e5901
+# %% ../nbs/blocks/35_segmetrics.ipynb #b92752dd
 def _count(k, n)->torch.Tensor: # (N,n) int64
-    "How often each number below `n` is in each row of `k`; on a GPU without waiting for it"
-    N = len(k)
-    if k.device.type=='cpu': return torch.stack([torch.bincount(o, minlength=n) for o in k]) if N else torch.zeros(0, n, dtype=torch.long)
+    "How often each number below `n` is in each row of `k`"
+    if k.device.type!='cpu': return _count_by_adding(k, n)
+    return torch.stack([torch.bincount(o, minlength=n) for o in k]) if len(k) else torch.zeros(0, n, dtype=torch.long)
+
+def _count_by_adding(k, n):
+    "As `_count`, without waiting for a GPU"
+    N,k = len(k),k.long()
     row,copy = torch.arange(N, device=k.device)[:,None],torch.arange(k.shape[1], device=k.device)%32
     at = ((row*n+k)*32+copy).flatten()
     return torch.zeros(N*n*32, dtype=torch.long, device=k.device).scatter_add_(0, at, torch.ones_like(at)).view(N, n, 32).sum(2)
@@ -233,7 +235,7 @@ def _by_tree(P, Q, shared, spacing):
         d[o] = _length(P[o]-Q[tree.query(P[o]*spacing)[1]], spacing)
     return d
 
-# %% ../nbs/blocks/35_segmetrics.ipynb #05fd9d9a
+# %% ../nbs/blocks/35_segmetrics.ipynb #371bd751
 def _spacing(spacing, ndim):
     s = np.broadcast_to(np.asarray(spacing, dtype=float), ndim) if np.ndim(spacing)==0 else np.asarray(spacing, dtype=float)
     if s.shape!=(ndim,) or not (np.isfinite(s)&(s>0)).all(): raise ArgumentError('spacing', spacing, f'expected one positive number, or one for each of the {ndim} axes')
@@ -257,7 +259,7 @@ def surface_distances(
 def _distances(A, B, s, method=None):
     "`surface_distances` of two cropped surfaces"
     (P,p),(Q,q) = _points(A),_points(B)
-    method = method or ('pairs' if len(P)*len(Q)<=50_000 else 'transform' if 16*(len(P)+len(Q))>A.size else 'tree')
+    method = method or ('pairs' if len(P)*len(Q)<=50_000 else 'transform' if 3*np.count_nonzero(A^B)>A.size else 'tree')
     if method=='pairs': return _by_pairs(P, Q, s)
     if method=='tree': return _by_tree(P, Q, B.ravel()[p], s),_by_tree(Q, P, A.ravel()[q], s)
     if method!='transform': raise ArgumentError('method', method, "use 'pairs', 'tree', 'transform' or None")

@@ -9,7 +9,7 @@ from scipy import ndimage as ndi
 from medattn_nb.core import ArgumentError,ShapeError
 from medattn_nb import segmetrics
 from medattn_nb.segmetrics import *
-from medattn_nb.segmetrics import _percentile
+from medattn_nb.segmetrics import _count,_count_by_adding,_percentile
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 
@@ -42,6 +42,18 @@ def test_accumulator_does_not_depend_on_batches(seed, n, bs, per_image):
     np.testing.assert_array_equal(acc.counts, confusion_counts(p, t, 4, 9, pooled=not per_image))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(acc)).counts, acc.counts)
     acc.reset(); assert acc.counts.sum()==0
+
+@pytest.mark.parametrize('N,n,L', [(1,1,1),(3,11,100),(5,2,31),(2,443,65)])
+def test_the_way_of_the_gpu_gives_the_same(N, n, L):
+    k = torch.randint(n, (N,L)); assert torch.equal(_count_by_adding(k, n), _count(k, n))
+
+@pytest.mark.parametrize('ignore', [-1,-100,255,300])
+def test_ignore_beyond_the_type(ignore):
+    p,t = np.zeros((2,1,3,3), np.uint8); t[0,0] = 255
+    if ignore==255: assert confusion_counts(p, t, 2, ignore).sum()==6
+    else:
+        with pytest.raises(ArgumentError, match='3 pixels out of range'): confusion_counts(p, t, 2, ignore)
+    assert confusion_counts(p, t.astype(int), 300).sum()==9
 
 def test_volumes_booleans_and_no_images():
     a = np.random.default_rng(0).uniform(size=(2,3,4,5))<.4
