@@ -44,7 +44,7 @@ class SpatialGate(Attention):
         g = self.gate(torch.sigmoid(s).to(x.dtype))
         return x*g, {'spatial': g}
 
-# %% ../../nbs/blocks/14_attention.spatial.ipynb #336fbcac
+# %% ../../nbs/blocks/14_attention.spatial.ipynb #f96ccab4
 @register('cbam')
 class CBAM(Attention):
     "Convolutional block attention module (Woo et al. 2018, Eq. 1; the study's Eq. 3): a channel gate, then a spatial gate on its result"
@@ -55,7 +55,7 @@ class CBAM(Attention):
         order:str='channel-spatial', # 'channel-spatial', 'spatial-channel', or one alone: 'channel', 'spatial'
         bn:bool=True, # Batch norm in the spatial gate: True official, False the formula
         mlp_bias:bool=True, # Biases in the channel gate's MLP: True official
-        pools:tuple=('avg','max'), # Global pools of the channel gate
+        pools:tuple=('avg','max'), # Global pools of the channel gate, one or more of 'avg', 'max', 'lp' and 'lse'; see `ChannelGate`
     ):
         super().__init__(channels)
         orders = 'channel-spatial','spatial-channel','channel','spatial'
