@@ -231,20 +231,20 @@ def resize_labels(
     rows,cols = ((2*torch.arange(n, device=labels.device)+1)*N//(2*n) for n,N in ((h,H),(w,W)))
     return labels[:,rows[:,None],cols]
 
-# %% ../nbs/blocks/40_superpixels.ipynb #ba02cd8f
+# %% ../nbs/blocks/40_superpixels.ipynb #21ffbb2e
 def _bins(labels, # Checked labels (B,H,W)
           K, # Number of superpixels, or `None` for the largest label + 1
 )->tuple: # Labels (B,H*W) in which K stands for "no superpixel", and K
     "Labels as addresses 0..K; when compiled, and on a GPU with `K` given, labels are not looked at, so as not to wait for them"
     if K is not None and (isinstance(K, bool) or not isinstance(K, (int,torch.SymInt)) or K<1): raise ArgumentError('K', K, 'use an integer from 1 up, or None')
+    labels,low = labels.flatten(1),-1
     if K is None or not (torch.compiler.is_compiling() or labels.is_cuda):
-        top = int(labels.max())
-        if K is None: K = top+1
+        low,top = torch.stack(labels.aminmax()).tolist()
+        if K is None: K = max(top, -1)+1
         elif top>=K: raise ArgumentError('labels', f'a label {top}', f'expected labels below K={K}')
-    labels = labels.flatten(1)
-    return torch.where(labels<0, K, labels),K
+    return (torch.where(labels<0, K, labels) if low<0 else labels), K
 
-def _counts(labels, K): return labels.new_zeros(len(labels), K+1).scatter_add(1, labels, torch.ones_like(labels))[:,:K]
+def _counts(labels, K): return labels.new_zeros(labels.shape[0], K+1).scatter_add(1, labels, labels.new_ones(()).expand_as(labels))[:,:K]
 
 # %% ../nbs/blocks/40_superpixels.ipynb #54b9050f
 def superpixel_counts(
@@ -255,11 +255,12 @@ def superpixel_counts(
     labels,K = _bins(_labels(labels), K)
     return _counts(labels, K)
 
-# %% ../nbs/blocks/40_superpixels.ipynb #27c3b771
+# %% ../nbs/blocks/40_superpixels.ipynb #a2b16579
 def _sum_scatter(x, labels, K):
     B,C = x.shape[:2]
-    at = labels[:,None].expand(-1, C, -1)
-    return x.new_zeros(B, C, K+1).scatter_add(2, at, x.flatten(2))[...,:K]
+    turn = torch.arange(labels.shape[1], device=x.device)%4
+    at = (labels + turn*(K+1))[:,None].expand(-1, C, -1)
+    return x.new_zeros(B, C, 4*(K+1)).scatter_add(2, at, x.flatten(2)).view(B, C, 4, K+1).sum(2)[...,:K]
 
 # %% ../nbs/blocks/40_superpixels.ipynb #fd6f13af
 def _sum_index(x, labels, K):
@@ -289,7 +290,7 @@ def _wide(x):
     "Half precision as fp32: a sum of a thousand values needs more than 8 or 11 bits"
     return x.float() if x.dtype in (torch.float16,torch.bfloat16) else x
 
-# %% ../nbs/blocks/40_superpixels.ipynb #8e3074c0
+# %% ../nbs/blocks/40_superpixels.ipynb #a8ac3055
 def superpixel_pool(
     x:Tensor, # Feature map (B,C,H,W)
     labels:Tensor, # Integer labels (B,h,w), negative for "no superpixel"; of another size than `x`, they are resampled
@@ -300,7 +301,7 @@ def superpixel_pool(
     "Superpixel pooling (SANet, Eq. 1): one value for each channel and superpixel; sums of half precision are made in fp32"
     check_feature_map(x)
     labels = resize_labels(labels, x.shape[2:])
-    if len(labels)!=len(x): raise ShapeError('labels', labels, f'expected {len(x)} maps, one for each image of x')
+    if labels.shape[0]!=x.shape[0]: raise ShapeError('labels', labels, f'expected {x.shape[0]} maps, one for each image of x')
     if labels.device!=x.device: raise ShapeError('labels', f'labels on {labels.device}', f'expected them on {x.device}, where x is')
     if reduce not in ('mean','sum','max'): raise ArgumentError('reduce', reduce, "choose 'mean', 'sum' or 'max'")
     (labels,K),total = _bins(labels, K),_method(x, method)
@@ -309,7 +310,7 @@ def superpixel_pool(
     if reduce=='mean': s = s/_counts(labels, K).clamp(min=1)[:,None]
     return s.to(x.dtype)
 
-# %% ../nbs/blocks/40_superpixels.ipynb #f8bb8c73
+# %% ../nbs/blocks/40_superpixels.ipynb #48a9581f
 def superpixel_unpool(
     s:Tensor, # One value for each channel and superpixel (B,C,K)
     labels:Tensor, # Integer labels (B,H,W), negative for "no superpixel"
@@ -318,7 +319,7 @@ def superpixel_unpool(
     "Give every pixel the value of its superpixel (SANet's unpooling); gradients of half precision are summed in fp32"
     if not isinstance(s, Tensor) or s.ndim!=3 or not s.is_floating_point(): raise ShapeError('s', s if isinstance(s, Tensor) else type(s).__name__, 'expected floating-point values (B,C,K)')
     labels = resize_labels(labels, size) if size is not None else _labels(labels)
-    if len(labels)!=len(s): raise ShapeError('labels', labels, f'expected {len(s)} maps, one for each image of s')
+    if labels.shape[0]!=s.shape[0]: raise ShapeError('labels', labels, f'expected {s.shape[0]} maps, one for each image of s')
     if labels.device!=s.device: raise ShapeError('labels', f'labels on {labels.device}', f'expected them on {s.device}, where s is')
     at = _bins(labels, s.shape[2])[0][:,None].expand(-1, s.shape[1], -1)
     return F.pad(_wide(s), (0,1)).gather(2, at).unflatten(2, labels.shape[1:]).to(s.dtype)
