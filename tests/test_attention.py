@@ -89,7 +89,7 @@ def test_channel_gate_adds_the_mlp_outputs():
 
 # --- bad input ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize('call,says', [
-    (lambda: create('cbma', 64), 'choose one of cbam, channel, gc, se, spatial'),
+    (lambda: create('cbma', 64), f"choose one of {', '.join(available())}"),
     (lambda: create('cbam', 64, reducton=8), "'cbam' accepts reduction, kernel_size, order, bn, mlp_bias, pools"),
     (lambda: create('gc', 64, reduction=8), "'gc' accepts ratio, pool, fusion"),
     (lambda: create('se', 0), 'at least 1'), (lambda: create('se', '64'), 'number of channels'), (lambda: create('se', True), 'number of channels'),
