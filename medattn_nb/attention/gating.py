@@ -20,7 +20,7 @@ def _at_least_one(name, n, what):
     if isinstance(n, bool) or not isinstance(n, int) or n<1: raise ArgumentError(name, n, f'use {what}, at least 1')
     return n
 
-# %% ../../nbs/blocks/15a_attention.gating.ipynb #86109dad
+# %% ../../nbs/blocks/15a_attention.gating.ipynb #c52c1356
 class _SignalGate(Attention):
     "Base of the attention gates: checks the feature map and its gating signal"
     def __init__(self, channels, gating, inter):
@@ -37,7 +37,7 @@ class _SignalGate(Attention):
     ): # Gated feature map of the shape of `x`; with `return_map` the pair of it and `{'spatial': (B,1,H,W)}`
         check_feature_map(x, self.channels)
         check_feature_map(g, self.gating, 'g')
-        if len(g)!=len(x): raise ShapeError('g', g, f'expected one signal for each of the {len(x)} images of x')
+        if g.shape[0]!=x.shape[0]: raise ShapeError('g', g, f'expected one signal for each of the {x.shape[0]} images of x')
         if self.training and x.shape[0]*x.shape[2]*x.shape[3]==1 and any(isinstance(o, nn.BatchNorm2d) for o in self.modules()):
             raise ShapeError('x', x, 'training the batch norms of the gate needs more than one value; use a larger batch or map, or eval()')
         return self._answer(*self.attend(x, g), return_map)

@@ -80,7 +80,7 @@ class _Hourglass(Attention):
             z = self.up[i](self.skip[i](ways[i])+F.interpolate(z, size=ways[i].shape[2:], mode='bilinear', align_corners=True))
         return self.head(F.interpolate(z, size=x.shape[2:], mode='bilinear', align_corners=True))
 
-# %% ../../nbs/blocks/15b_attention.softmask.ipynb #77f0bb11
+# %% ../../nbs/blocks/15b_attention.softmask.ipynb #bf5300c7
 @register('soft-mask')
 class SoftMask(_Hourglass):
     "The soft mask branch of the Residual Attention Network (Wang et al. 2017, Eqs. 1, 3-6): an hourglass of residual units gives a factor for every channel and position"
@@ -98,7 +98,7 @@ class SoftMask(_Hourglass):
 
     def attend(self, x, on=None):
         n = 2**len(self.down)
-        if self.training and len(x)*-(-x.shape[2]//n)*-(-x.shape[3]//n)==1: raise ShapeError('x', x, 'training the batch norms at the smallest size needs more than one value there; use a larger batch or map, a smaller depth, or eval()')
+        if self.training and x.shape[0]*-(-x.shape[2]//n)*-(-x.shape[3]//n)==1: raise ShapeError('x', x, 'training the batch norms at the smallest size needs more than one value there; use a larger batch or map, a smaller depth, or eval()')
         z = self.logits(x)
         m = self.mask(z if z.dtype in (torch.float32,torch.float64) else z.float()).to(x.dtype)
         m = self.gate(m, neutral=0. if self.residual else 1.)
