@@ -15,7 +15,7 @@ from torch import nn,Tensor
 from ..core import ArgumentError,ShapeError,check_feature_map
 from .registry import Attention,register
 
-# %% ../../nbs/blocks/15b_attention.softmask.ipynb #1385a59f
+# %% ../../nbs/blocks/15b_attention.softmask.ipynb #ea110364
 class ResidualUnit(nn.Module):
     "The pre-activation bottleneck unit of He et al. (2016): (B,C,H,W) in, (B,C,H,W) out"
     def __init__(self,
@@ -30,8 +30,7 @@ class ResidualUnit(nn.Module):
 
     def reset_parameters(self):
         "Kaiming-normal convolutions; batch norms as PyTorch starts them"
-        for o in (self.bn1,self.bn2,self.bn3): o.reset_parameters()
-        for o in (self.conv1,self.conv2,self.conv3): nn.init.kaiming_normal_(o.weight, mode='fan_out', nonlinearity='relu')
+        for o in self.children(): o.reset_parameters() if isinstance(o, nn.BatchNorm2d) else nn.init.kaiming_normal_(o.weight, mode='fan_out', nonlinearity='relu')
 
     def forward(self,
         x:Tensor, # Feature map (B,C,H,W)
