@@ -6,14 +6,26 @@ Docs: https://medattn.github.io/medattn_nb/blocks/attention.html.md"""
 
 # %% auto #0
 __all__ = ['Attention', 'register', 'create', 'available', 'attention_modules', 'collect_maps', 'open_gates', 'check_attention',
-           'SE', 'ChannelGate', 'SpatialGate', 'CBAM', 'GC', 'AttentionBlock', 'insert_attention']
+           'SE', 'ChannelSE', 'ChannelGate', 'SRM', 'SpatialGate', 'CBAM', 'SpatialSE', 'SCSE', 'BAM', 'AttentionGate',
+           'GridAttentionGate', 'SoftMask', 'ResidualAttention', 'GC', 'plain_attention', 'exact_attention',
+           'concat_attention', 'attention_rows', 'attention_received', 'NonLocal', 'PAM', 'CAM', 'CrissCross',
+           'AttentionBlock', 'insert_attention']
 
-# %% ../../nbs/blocks/19_attention.ipynb #0900f0f2
+# %% ../../nbs/blocks/19_attention.ipynb #b7166abe
 from .registry import Attention,register,create,available,attention_modules,collect_maps,open_gates,check_attention
-from .channel import SE,ChannelGate
+from .channel import SE,ChannelSE,ChannelGate,SRM
 from .spatial import SpatialGate,CBAM
+from .mixed import SpatialSE,SCSE,BAM
+from .gating import AttentionGate,GridAttentionGate
+from .softmask import SoftMask,ResidualAttention
 from .context import GC
+from .exact import plain_attention,exact_attention,concat_attention,attention_rows,attention_received
+from .pairwise import NonLocal
+from .dual import PAM,CAM
+from .crisscross import CrissCross
 from .insertion import AttentionBlock,insert_attention
 
-# %% ../../nbs/blocks/19_attention.ipynb #7a1330de
-_all_ = ['Attention','register','create','available','attention_modules','collect_maps','open_gates','check_attention','SE','ChannelGate','SpatialGate','CBAM','GC','AttentionBlock','insert_attention']
+# %% ../../nbs/blocks/19_attention.ipynb #7dab36be
+_all_ = ['Attention','register','create','available','attention_modules','collect_maps','open_gates','check_attention',
+         'SE','ChannelSE','ChannelGate','SRM','SpatialGate','CBAM','SpatialSE','SCSE','BAM','AttentionGate','GridAttentionGate','SoftMask','ResidualAttention','GC',
+         'plain_attention','exact_attention','concat_attention','attention_rows','attention_received','NonLocal','PAM','CAM','CrissCross','AttentionBlock','insert_attention']
