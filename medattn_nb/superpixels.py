@@ -8,8 +8,9 @@ Docs: https://medattn.github.io/medattn_nb/blocks/superpixels.html.md"""
 __all__ = ['slic_backends', 'relabel', 'slic', 'write_superpixels', 'read_superpixels', 'SuperpixelCache', 'resize_labels',
            'superpixel_counts', 'superpixel_pool', 'superpixel_unpool', 'superpixel_ceiling']
 
-# %% ../nbs/blocks/40_superpixels.ipynb #85e6a435
+# %% ../nbs/blocks/40_superpixels.ipynb #f6fcffb3
 import hashlib,json,os,uuid
+from functools import lru_cache
 from importlib import import_module,metadata
 from pathlib import Path
 import numpy as np
@@ -21,14 +22,17 @@ from PIL import Image
 from torch import Tensor
 from .core import ArgumentError,DataError,MissingPackage,ShapeError,check_feature_map
 
-# %% ../nbs/blocks/40_superpixels.ipynb #a96ce913
+# %% ../nbs/blocks/40_superpixels.ipynb #4efe285e
+_version = lru_cache(metadata.version)
+
+# %% ../nbs/blocks/40_superpixels.ipynb #212ee780
 def slic_backends()->dict: # 'fast' (fast-slic) and 'skimage' (scikit-image) with their versions
     "The SLIC implementations that can be imported here, the preferred one first"
     found = {}
     for name,module,package in ('fast','fast_slic','fast-slic'),('skimage','skimage','scikit-image'):
         try: import_module(module)
         except ImportError: continue
-        found[name] = metadata.version(package)
+        found[name] = _version(package)
     return found
 
 # %% ../nbs/blocks/40_superpixels.ipynb #86c563c2

@@ -231,7 +231,7 @@ def test_cache_tells_pictures_and_settings_apart(tmp_path):
 
 def test_cache_knows_versions(tmp_path, monkeypatch):
     old = SuperpixelCache(tmp_path, 60, backend='skimage'); old(blobs())
-    monkeypatch.setattr(S.metadata, 'version', lambda o: '99.0')
+    monkeypatch.setattr(S, '_version', lambda o: '99.0')
     new = SuperpixelCache(tmp_path, 60, backend='skimage'); new(blobs())
     assert (new.hits,new.misses,len(new))==(0,1,2)
 
