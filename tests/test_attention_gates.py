@@ -1,4 +1,4 @@
-"""Gates with a mind of their own: the attention gates, which take a second input, and the soft mask of the Residual Attention Network."""
+"""The attention gates, which take a second input, and the soft mask of the Residual Attention Network."""
 import copy, io, pickle
 import pytest, torch
 import torch.nn.functional as F
@@ -19,9 +19,8 @@ def mask_keys(depth, units=1):
     return ' '.join([k for u in down+rest for k in unit_keys(u)]+head_keys())
 
 class TestSoftMask(Battery):
-    KINDS = {'depth-2':('soft-mask',dict(depth=2)), 'naive':('soft-mask',dict(depth=1, residual=False)),
-             'channel':('soft-mask',dict(depth=1, kind='channel')), 'spatial':('soft-mask',dict(depth=1, kind='spatial'))} # depth 3, the default, is the same code and slow to compile
-    KEYS = {'depth-2':mask_keys(2), 'naive':mask_keys(1)}
+    KINDS = {'depth-2':('soft-mask',dict(depth=2)), 'channel':('soft-mask',dict(depth=1, kind='channel')), 'spatial-naive':('soft-mask',dict(depth=1, kind='spatial', residual=False))} # depth 3, the default, is the same code and slow to compile
+    KEYS = {'depth-2':mask_keys(2), 'channel':mask_keys(1)}
     RANGE = -1,1
 
     def test_export(self, kind):
