@@ -14,36 +14,37 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..core import ArgumentError,ShapeError
 
-# %% ../../nbs/blocks/17_attention.exact.ipynb #3a9c8921
+# %% ../../nbs/blocks/17_attention.exact.ipynb #73675622
 def plain_attention(
     q:Tensor, # Queries (B,N,D)
     k:Tensor, # Keys (B,M,D)
     v:Tensor, # Values (B,M,E)
     scale:float=1., # Factor s on the dot products; the non-local papers have none
 )->Tensor: # (B,N,E)
-    "Softmax attention as the formula says it, with the matrix (B,N,M) in memory: for small maps and for comparison"
+    "Softmax attention as the formula says it, with the matrix (B,N,M) in memory: for small maps and comparisons"
     return (scale*q @ k.transpose(1,2)).softmax(-1) @ v
 
-# %% ../../nbs/blocks/17_attention.exact.ipynb #f91ce1ac
+# %% ../../nbs/blocks/17_attention.exact.ipynb #a25002c6
 def _piece(n, most, step=1):
     "Length of the pieces when `n` is cut as evenly as multiples of `step` allow, none much over `most`"
     m = max(1, -(-n//max(1, most)))
     return max(1, min(n, -(-n//(m*step))*step))
 
-def _tile(images, long, short, cells, most=4608):
+def _tile(images, long, short, cells=2**20, most=2304):
     "How many images, positions on the long and positions on the short side a tile of about `cells` cells takes"
     l = _piece(long, most, 32)
     s = _piece(short, cells//l, 32)
     return _piece(images, cells//(l*s)),l,s
 
+# %% ../../nbs/blocks/17_attention.exact.ipynb #d950e344
 def _cuts(n, step): return [slice(i,i+step) for i in range(0, n, step)]
 def _room(buf, *size): return buf[:size[0]*size[1]*size[2]].view(size)
 
-# %% ../../nbs/blocks/17_attention.exact.ipynb #cd448f4a
+# %% ../../nbs/blocks/17_attention.exact.ipynb #3d97edb2
 def _forward(q, k, v):
     "Attention (B,N,E) and log-sum-exp (B,N,1) of the scores, tile by tile; `q` is scaled already"
     (B,N,_),(M,E) = q.shape,v.shape[1:]
-    g,r,c = _tile(B, N, M, 2**21)
+    g,r,c = _tile(B, N, M)
     out,lse,buf,acc = q.new_empty(B,N,E),q.new_empty(B,N,1),q.new_empty(g*r*c),q.new_empty(g*r*E)
     for b in _cuts(B, g):
         for i in _cuts(N, r):
@@ -59,12 +60,12 @@ def _forward(q, k, v):
                 l.copy_(t if first else torch.logaddexp(l, t))
     return out,lse
 
-# %% ../../nbs/blocks/17_attention.exact.ipynb #5547cf05
+# %% ../../nbs/blocks/17_attention.exact.ipynb #b6445fa3
 def _backward(q, k, v, out, lse, grad, needs):
     "Gradients of the scaled queries, the keys and the values; `needs` says which are wanted"
     (B,N,_),M = q.shape,k.shape[1]
     dq,dk,dv = (torch.zeros_like(o) if n else None for o,n in zip((q,k,v), needs))
-    g,c,r = _tile(B, M, N, 2**20)
+    g,c,r = _tile(B, M, N)
     bufs = q.new_empty(2, g*r*c)
     l,delta = -lse.transpose(1,2),-(grad*out).sum(2)[:,None] # b 1 n
     for b in _cuts(B, g):
@@ -125,12 +126,12 @@ class _Tiled(torch.autograd.Function):
         if dq is not None: dq *= ctx.scale
         return *(o if o is None else o.to(grad.dtype) for o in (dq,dk,dv)),None
 
-# %% ../../nbs/blocks/17_attention.exact.ipynb #681c3694
+# %% ../../nbs/blocks/17_attention.exact.ipynb #18a10c84
 def _fused(q, k, v, scale):
     "Softmax attention by PyTorch's own function, keys and values padded to one width that its fused kernels accept"
     D,E = q.shape[2],v.shape[2]
-    width = -(-max(D,E)//8)*8
-    q,k,v = (F.pad(o, (0,width-o.shape[2]))[:,None] for o in (q,k,v))
+    width = D if D==E and not q.is_cuda else -(-max(D,E)//8)*8
+    q,k,v = (F.pad(o, (0,width-o.shape[2])).contiguous()[:,None] for o in (q,k,v))
     return F.scaled_dot_product_attention(q, k, v, scale=scale)[:,0,:,:E]
 
 # %% ../../nbs/blocks/17_attention.exact.ipynb #9ad8ba70
@@ -154,7 +155,14 @@ def _check_qkv(q, k, v=None):
 def _check_kind(kind):
     if kind not in ('softmax','dot'): raise ArgumentError('kind', kind, "choose 'softmax' or 'dot'; the concatenation form is concat_attention")
 
-# %% ../../nbs/blocks/17_attention.exact.ipynb #125a6175
+# %% ../../nbs/blocks/17_attention.exact.ipynb #077004ac
+def _by_torch(q, k, v):
+    "Is PyTorch's own function the better way for these inputs?"
+    if torch.compiler.is_compiling(): return True
+    if q.is_cuda: return q.dtype!=torch.float64
+    return q.device.type=='cpu' and q.shape[2]==v.shape[2] and not (torch.is_grad_enabled() and any(o.requires_grad for o in (q,k,v)))
+
+# %% ../../nbs/blocks/17_attention.exact.ipynb #55375323
 def exact_attention(
     q:Tensor, # Queries (B,N,D), floating point
     k:Tensor, # Keys (B,M,D), of the type of `q`
@@ -170,8 +178,7 @@ def exact_attention(
         with _no_autocast(q.device):
             q1,k1,v1 = _full(q, k, v)
             return (q1 @ (k1.transpose(1,2) @ v1 * (scale/k.shape[1]))).to(v.dtype)
-    if torch.compiler.is_compiling() or q.is_cuda and q.dtype!=torch.float64: return _fused(q, k, v, scale)
-    return _Tiled.apply(q, k, v, float(scale))
+    return _fused(q, k, v, scale) if _by_torch(q, k, v) else _Tiled.apply(q, k, v, float(scale))
 
 # %% ../../nbs/blocks/17_attention.exact.ipynb #64a7fad0
 def concat_attention(
