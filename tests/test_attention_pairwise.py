@@ -17,24 +17,38 @@ CONVS = {o:f'{o}.weight {o}.bias' for o in ('theta','phi','g','out')}
 BN = 'bn.weight bn.bias bn.running_mean bn.running_var bn.num_batches_tracked'
 
 class TestSoftmax(Battery):
-    KINDS = {'nonlocal':('nonlocal',{}), 'nonlocal-sub':('nonlocal',dict(subsample=True)), 'nonlocal-nobn':('nonlocal',dict(bn=False)), 'gaussian':('nonlocal',dict(kind='gaussian')),
-             'gaussian-sub':('nonlocal',dict(kind='gaussian', subsample=True, bn=False)), 'pam':('pam',{}), 'crisscross':('crisscross',{}), 'crisscross-1':('crisscross',dict(recurrence=1))}
-    KEYS = {'nonlocal':' '.join([*CONVS.values(), BN]), 'nonlocal-nobn':' '.join(CONVS.values()), 'gaussian-sub':f"{CONVS['g']} {CONVS['out']}",
+    KINDS = {'nonlocal':('nonlocal',{}), 'nonlocal-nobn':('nonlocal',dict(bn=False)), 'gaussian':('nonlocal',dict(kind='gaussian')),
+             'pam':('pam',{}), 'crisscross':('crisscross',{}), 'crisscross-1':('crisscross',dict(recurrence=1))}
+    KEYS = {'nonlocal':' '.join([*CONVS.values(), BN]), 'nonlocal-nobn':' '.join(CONVS.values()), 'gaussian':f"{CONVS['g']} {CONVS['out']} {BN}",
             'pam':f'gamma {GATES}', 'crisscross':f'gamma {GATES}', 'crisscross-1':f'gamma {GATES}'}
 
 class TestUnbounded(Battery):
     "Weights that are no softmax have no range"
     RANGE = None
-    KINDS = {'dot':('nonlocal',dict(kind='dot')), 'dot-sub':('nonlocal',dict(kind='dot', subsample=True, bn=False)),
-             'concat':('nonlocal',dict(kind='concat')), 'concat-sub':('nonlocal',dict(kind='concat', subsample=True, bn=False))}
-    KEYS = {'concat-sub':f"{CONVS['theta']} {CONVS['phi']} {CONVS['g']} concat.weight {CONVS['out']}", 'dot-sub':' '.join(CONVS.values())}
+    KINDS = {'dot':('nonlocal',dict(kind='dot')), 'concat':('nonlocal',dict(kind='concat'))}
+    KEYS = {'concat':f"{CONVS['theta']} {CONVS['phi']} {CONVS['g']} concat.weight {CONVS['out']} {BN}", 'dot':' '.join([*CONVS.values(), BN])}
+
+class TestSubsampled(Battery):
+    "Two by two positions make one key"
+    RANGE = None
+    KINDS = {'nonlocal-sub':('nonlocal',dict(subsample=True)), 'gaussian-sub':('nonlocal',dict(kind='gaussian', subsample=True, bn=False)),
+             'dot-sub':('nonlocal',dict(kind='dot', subsample=True, bn=False)), 'concat-sub':('nonlocal',dict(kind='concat', subsample=True, bn=False))}
+    KEYS = {'nonlocal-sub':' '.join([*CONVS.values(), BN]), 'gaussian-sub':f"{CONVS['g']} {CONVS['out']}", 'dot-sub':' '.join(CONVS.values()),
+            'concat-sub':f"{CONVS['theta']} {CONVS['phi']} {CONVS['g']} concat.weight {CONVS['out']}"}
+
+    def test_export(self, kind):
+        "Variable sides are even"
+        m,x = self.make(kind),self.x()
+        dims = ({0:torch.export.Dim('b', min=1, max=8), 2:2*torch.export.Dim('half', min=1, max=49)},)
+        e = torch.export.export(m, (x,), dynamic_shapes=dims).module()
+        for o in (x, torch.randn(5, self.CHANNELS, 12, 6)): assert torch.allclose(e(o), m(o), atol=1e-4)
 
 class TestChannels(Battery):
     KINDS = {'cam':('cam',{}), 'cam-paper':('cam',dict(form='paper'))}
     KEYS = {'cam':'gamma', 'cam-paper':'gamma'}
     def map_shape(self, key, b, c, h, w): return b,c,c
 
-ALL = {**TestSoftmax.KINDS, **TestUnbounded.KINDS, **TestChannels.KINDS}
+ALL = {**TestSoftmax.KINDS, **TestUnbounded.KINDS, **TestSubsampled.KINDS, **TestChannels.KINDS}
 def make(kind, channels=16, **kw):
     "A module in double precision with random weights and statistics"
     t = TestSoftmax(); t.KINDS = ALL

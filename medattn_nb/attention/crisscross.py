@@ -7,22 +7,23 @@ Docs: https://medattn.github.io/medattn_nb/blocks/attention.crisscross.html.md""
 # %% auto #0
 __all__ = ['crisscross_attention', 'crisscross_weights', 'CrissCross']
 
-# %% ../../nbs/blocks/17c_attention.crisscross.ipynb #4e0c7e33
+# %% ../../nbs/blocks/17c_attention.crisscross.ipynb #9de4bc76
 import torch
-from torch import nn,Tensor
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from ..core import ArgumentError,ShapeError,check_feature_map
 from .registry import register
 from .exact import _cast,_full,_no_autocast
-from .pairwise import Pairwise
+from .dual import QKV
 
-# %% ../../nbs/blocks/17c_attention.crisscross.ipynb #f4020e1a
+# %% ../../nbs/blocks/17c_attention.crisscross.ipynb #959c22c1
 def _scores(q, k):
     "Products of queries and keys (B,H,W,D) along the rows (B,H,W,W) and the columns (B,W,H,H); a position meets itself in its row only"
     r,c = q @ k.transpose(2,3),q.transpose(1,2) @ k.permute(0,2,3,1)
     c.diagonal(dim1=2, dim2=3).fill_(-torch.inf)
     return r,c
 
+# %% ../../nbs/blocks/17c_attention.crisscross.ipynb #03946c56
 def _forward(q, k, v):
     "The mean of the values (B,H,W,E) and the log-sum-exp (B,H,W) of the scores"
     r,c = _scores(q, k)
@@ -32,7 +33,7 @@ def _forward(q, k, v):
     z = r.sum(-1)+c.sum(-1).transpose(1,2)
     return (r @ v+(c @ v.transpose(1,2)).transpose(1,2))/z[...,None],m+z.log()
 
-# %% ../../nbs/blocks/17c_attention.crisscross.ipynb #18d66dd4
+# %% ../../nbs/blocks/17c_attention.crisscross.ipynb #e1ce7fd9
 def _gradients(q, k, v, grad, lse, delta, own):
     "Gradients along the rows of (B,H,W,D) queries, keys and (B,H,W,E) values; without `own` a position does not meet itself"
     w = (q @ k.transpose(2,3)).sub_(lse[...,None]).exp_()
@@ -41,6 +42,7 @@ def _gradients(q, k, v, grad, lse, delta, own):
     e = (grad @ v.transpose(2,3)).sub_(delta[...,None]).mul_(w)
     return e @ k,e.transpose(2,3) @ q,dv
 
+# %% ../../nbs/blocks/17c_attention.crisscross.ipynb #e84e8ab0
 class _Lean(torch.autograd.Function):
     "Criss-cross attention that keeps its inputs, its result and one number a position"
     @staticmethod
@@ -83,27 +85,18 @@ def crisscross_weights(
         lse = torch.logaddexp(r.logsumexp(-1), c.logsumexp(-1).transpose(1,2))
         return (r-lse[...,None]).exp(),(c-lse.transpose(1,2)[...,None]).exp()
 
-# %% ../../nbs/blocks/17c_attention.crisscross.ipynb #8e27da09
+# %% ../../nbs/blocks/17c_attention.crisscross.ipynb #ff3138ad
 @register('crisscross')
-class CrissCross(Pairwise):
+class CrissCross(QKV):
     "Recurrent criss-cross attention of CCNet (Huang et al. 2019, Eqs. 1-2): each position adds a weighted mean over its row and column, twice"
     def __init__(self,
         channels:int, # Channels C of the feature map
         reduction:int=8, # Queries and keys have `channels//reduction` channels, rounded down, at least 1
         recurrence:int=2, # Rounds, with shared weights; 1 sees the cross, 2 the whole image
     ):
-        super().__init__(channels)
-        for n,o in (('reduction',reduction),('recurrence',recurrence)):
-            if isinstance(o, bool) or not isinstance(o, int) or o<1: raise ArgumentError(n, o, 'use an integer, at least 1')
-        d,self.recurrence = max(1, channels//reduction),recurrence
-        self.query,self.key,self.value = nn.Conv2d(channels, d, 1),nn.Conv2d(channels, d, 1),nn.Conv2d(channels, channels, 1)
-        self.gamma = nn.Parameter(torch.zeros(1))
-        self.reset_parameters()
-
-    def reset_parameters(self):
-        "As published: PyTorch's default for the convolutions, gamma zero, so that the block starts as the identity"
-        for l in self.query,self.key,self.value: l.reset_parameters()
-        nn.init.zeros_(self.gamma)
+        super().__init__(channels, reduction)
+        if isinstance(recurrence, bool) or not isinstance(recurrence, int) or recurrence<1: raise ArgumentError('recurrence', recurrence, 'use an integer, at least 1')
+        self.recurrence = recurrence
 
     def rounds(self, x):
         "The result, and the queries and keys (B,D,H,W) of each round"

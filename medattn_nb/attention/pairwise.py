@@ -53,9 +53,10 @@ class Pairwise(Attention):
         x = check_feature_map(x, self.channels)
         return self.weights(x, flat_index(points, *x.shape[2:]).to(x.device))
 
-# %% ../../nbs/blocks/17a_attention.pairwise.ipynb #da4861fd
+# %% ../../nbs/blocks/17a_attention.pairwise.ipynb #c795610a
 def _halve(x): return F.max_pool2d(x, [2 if s>1 else 1 for s in x.shape[2:]])
 
+# %% ../../nbs/blocks/17a_attention.pairwise.ipynb #abb71731
 def _spread(w, size, pooled):
     "Weights of the keys (B,P,M) at the positions (B,P,H,W) they stand for; positions in no window get 0"
     if not pooled: return w.unflatten(2, size)
@@ -63,9 +64,38 @@ def _spread(w, size, pooled):
     w = w.unflatten(2, [n//o for n,o in zip(size,s)]).repeat_interleave(s[0], 2).repeat_interleave(s[1], 3)
     return F.pad(w, (0, size[1]-w.shape[3], 0, size[0]-w.shape[2]))
 
-# %% ../../nbs/blocks/17a_attention.pairwise.ipynb #a9fe0ff2
+# %% ../../nbs/blocks/17a_attention.pairwise.ipynb #79768985
+class _Comparison(Pairwise):
+    "Queries, keys and values of a `NonLocal`, and its four ways to compare them"
+    def qkv(self, x):
+        "Queries (B,N,D), keys (B,M,D) and values (B,M,E); for 'concat' queries and keys are one number each, (B,N) and (B,M)"
+        q,k,v = (x if l is None else l(x) for l in (self.theta,self.phi,self.g))
+        if self.subsample: k,v = _halve(k),_halve(v)
+        q,k,v = (o.flatten(2).transpose(1,2) for o in (q,k,v))   # b d h w -> b n d
+        if self.concat is not None: q,k = (o @ w for o,w in zip((q,k), self.concat.weight.flatten().chunk(2)))
+        return q,k,v
+
+    def answer(self, q, k, v):
+        "Eq. 1 for all positions, (B,N,E)"
+        return concat_attention(q, k, v) if self.kind=='concat' else exact_attention(q, k, v, self._form)
+
+    @property
+    def _form(self): return 'dot' if self.kind=='dot' else 'softmax'
+
+    def _received(self, q, k, size):
+        "Mean over the queries of the weight that each position gets"
+        if self.kind=='concat': w = concat_attention(k, q, torch.ones_like(q)[...,None])[...,0]/k.shape[1]
+        else: w = attention_received(q, k, kind=self._form)
+        return _spread(w[:,None], size, self.subsample)
+
+    def weights(self, x, i):
+        q,k,_ = self.qkv(x)
+        w = F.relu(q[:,i,None]+k[:,None])/k.shape[1] if self.kind=='concat' else attention_rows(q, k, i, kind=self._form)
+        return _spread(w, x.shape[2:], self.subsample)
+
+# %% ../../nbs/blocks/17a_attention.pairwise.ipynb #c6c6aad7
 @register('nonlocal')
-class NonLocal(Pairwise):
+class NonLocal(_Comparison):
     "Non-local block (Wang et al. 2018, Eqs. 1-6): each position adds a weighted mean over all positions"
     def __init__(self,
         channels:int, # Channels C of the feature map
@@ -92,32 +122,9 @@ class NonLocal(Pairwise):
         for l in self.children(): l.reset_parameters()
         for p in (self.out if self.bn is None else self.bn).parameters(): nn.init.zeros_(p)
 
-    def qkv(self, x):
-        "Queries (B,N,D), keys (B,M,D) and values (B,M,E); for 'concat' queries and keys are one number each, (B,N) and (B,M)"
-        q,k,v = (x if l is None else l(x) for l in (self.theta,self.phi,self.g))
-        if self.subsample: k,v = _halve(k),_halve(v)
-        q,k,v = (o.flatten(2).transpose(1,2) for o in (q,k,v))   # b d h w -> b n d
-        if self.concat is not None: q,k = (o @ w for o,w in zip((q,k), self.concat.weight.flatten().chunk(2)))
-        return q,k,v
-
     def attend(self, x):
         if self.bn is not None and self.training and x.shape[0]*x.shape[2]*x.shape[3]==1: raise ShapeError('x', x, 'training the batch norm of the non-local block needs more than one value; use a larger batch or map, bn=False, or eval()')
         q,k,v = self.qkv(x)
-        y = concat_attention(q, k, v) if self.kind=='concat' else exact_attention(q, k, v, self._form)
-        z = self.out(y.transpose(1,2).unflatten(2, x.shape[2:]))
+        z = self.out(self.answer(q, k, v).transpose(1,2).unflatten(2, x.shape[2:]))
         if self.bn is not None: z = self.bn(z)
         return x+self.gate(z.to(x.dtype), neutral=0.), {'spatial': lambda: self._received(q.detach(), k.detach(), x.shape[2:])}
-
-    @property
-    def _form(self): return 'dot' if self.kind=='dot' else 'softmax'
-
-    def _received(self, q, k, size):
-        "Mean over the queries of the weight that each position gets"
-        if self.kind=='concat': w = concat_attention(k, q, torch.ones_like(q)[...,None])[...,0]/k.shape[1]
-        else: w = attention_received(q, k, kind=self._form)
-        return _spread(w[:,None], size, self.subsample)
-
-    def weights(self, x, i):
-        q,k,_ = self.qkv(x)
-        w = F.relu(q[:,i,None]+k[:,None])/k.shape[1] if self.kind=='concat' else attention_rows(q, k, i, kind=self._form)
-        return _spread(w, x.shape[2:], self.subsample)
