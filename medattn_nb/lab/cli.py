@@ -305,13 +305,14 @@ def _bench_line(group, r):
     peak = f", {r['peak']/2**20:.1f} MiB" if r['peak'] else ''
     print(f"{group}: {r['case']}, {r['what']}, {r['variant']}: {1e3*r['seconds']:.4g} ms{peak}", flush=True)
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #1b501a71
+# %% ../../nbs/lab/50_lab.cli.ipynb #01e76686
 @_command('bench', 'medattn bench exact superpixels --device cpu', _arg('groups', nargs='*', metavar='GROUP', help='groups to measure (default: all; --list names them)'), _device,
     _arg('--repeats', type=int, default=15, metavar='N', help='measurements of each variant, at least 3 (default: 15)'),
     _arg('--out', default='results/bench', metavar='DIR', help='folder of the CSV files (default: results/bench)'),
     _arg('--only', metavar='TEXT', help='only cases whose name contains TEXT; needs another --out'), _arg('--list', action='store_true', help='list the groups and stop'))
 def _bench(a):
     "Time our blocks against the plain or public form, and write the tables that the pages show"
+    import medattn_nb.lab.benchmarks # makes its groups known
     from medattn_nb.lab.bench import bench_groups,run_bench
     if a.list: return print('\n'.join(bench_groups()))
     done = run_bench(a.groups, a.device, a.repeats, a.out, a.only, _bench_line)
