@@ -42,12 +42,12 @@ class _View:
 
     def per_class(self, w): return w.to(self.z.device, self.dtype).view(self.channels)
 
-# %% ../nbs/blocks/25_losses.ipynb #3600147d
+# %% ../nbs/blocks/25_losses.ipynb #1233dd9e
 def _plain(x): return x if type(x) in (Tensor,nn.Parameter) else x.as_subclass(Tensor)
 
 def _check_values(t, top, valid, fix):
     "Raise `ArgumentError` unless the values of `t` that count lie from 0 to `top`; only on the CPU and outside of a compilation"
-    if t.device.type!='cpu' or torch.compiler.is_compiling(): return
+    if t.dtype==torch.bool or t.device.type!='cpu' or torch.compiler.is_compiling(): return
     lo,hi = t.aminmax()
     if lo>=0 and hi<=top: return
     bad = ~((t>=0)&(t<=top))
@@ -199,7 +199,7 @@ def create(
         if k not in known: raise ArgumentError('keyword', k, f"'{name}' accepts {', '.join(known)}")
     return cls(**kw)
 
-# %% ../nbs/blocks/25_losses.ipynb #cbe6fde1
+# %% ../nbs/blocks/25_losses.ipynb #41b11d93
 def _per(a, n):
     "`a/n`, where 0/0 is 0"
     return a/n.clamp(min=torch.finfo(n.dtype).tiny)
@@ -207,29 +207,32 @@ def _per(a, n):
 class PixelLoss(Loss):
     "Base of the losses that are one function of the probability of the right answer, averaged over pixels"
     _sides = 1.,1.
-    def f(self, lp): raise NotImplementedError(f'{type(self).__name__} has to define f(lp), the loss where the right answer has log-probability lp')
+    def f(self, n, m): raise NotImplementedError(f'{type(self).__name__} has to define f(n, m), the loss where the right answer has probability p, of n=-log(p) and a function m that makes 1-p')
 
     def at(self,
         p:Tensor, # Probabilities of the right answer, above 0 and up to 1
     )->Tensor: # Of the shape of `p`
         "The loss of single pixels whose right answer got the probability `p`"
-        return self.f(p.log())
+        return self.f(-p.log(), lambda: 1-p)
 
     def labels(self, v):
         "Sigmoid: the loss of each label, (B,C,...)"
         z,q,(a,b) = v.z.to(v.dtype),v.q(),self._sides
-        if v.soft: return a*q*self.f(F.logsigmoid(z)) + b*(1-q)*self.f(F.logsigmoid(-z))
-        l = self.f(F.logsigmoid(z*(2*q-1)))
+        if v.soft: return a*q*self._f(-z) + b*(1-q)*self._f(z)
+        l = self._f(z*(1-2*q))
         return l if a==b==1 else l*(b+(a-b)*q)
+
+    def _f(self, x): return self.f(F.softplus(x, threshold=40), x.sigmoid)
 
     def terms(self, v):
         "Weighted losses of labels (B,C,...) or pixels (B,...), and their weights; `None` where all weights are 1"
         on = None if v.valid is None else v.valid.to(v.dtype)
         if v.softmax and v.soft:
             w = v.q() if self.weight is None else v.q()*v.per_class(self.weight)
-            return (self.f(v.logp())*w).sum(1),w.sum(1)
+            return (self.f(-v.logp(), lambda: -v.logp().expm1())*w).sum(1),w.sum(1)
         if v.softmax:
-            l,on = self.f(v.logp().gather(1, v.t[:,None])[:,0]),on if on is None else on[:,0]
+            n,on = F.nll_loss(v.logp(), v.t, reduction='none'),on if on is None else on[:,0]
+            l = self.f(n, lambda: -(-n).expm1())
             w = None if self.weight is None else self.weight.to(l.device, l.dtype)[v.t]
         else: l,w = self.labels(v),None if self.weight is None else v.per_class(self.weight)
         if on is not None: w = on if w is None else w*on
@@ -243,20 +246,23 @@ class PixelLoss(Loss):
 
     def compute(self, v): return self.reduce(*self.terms(v))
 
-# %% ../nbs/blocks/25_losses.ipynb #154912ae
+# %% ../nbs/blocks/25_losses.ipynb #6cf4c847
 @register('ce')
 class CrossEntropy(PixelLoss):
     "Cross entropy, minus the log-probability of the right answer; its settings are those of `Loss`"
-    def f(self, lp): return -lp
-    def labels(self, v): return F.binary_cross_entropy_with_logits(v.z.to(v.dtype), v.q(), reduction='none')
+    def f(self, n, m): return n
+    def labels(self, v, reduction='none'): return F.binary_cross_entropy_with_logits(v.z.to(v.dtype), v.q(), reduction=reduction)
+    def compute(self, v):
+        if v.valid is not None or self.weight is not None or v.softmax and v.soft: return super().compute(v)
+        return F.nll_loss(v.logp(), v.t, reduction=self.reduction) if v.softmax else self.labels(v, self.reduction)
 
-# %% ../nbs/blocks/25_losses.ipynb #cfe9fbfc
-def _focal(lp, gamma):
-    "Focal loss of log-probabilities, with a finite gradient at both ends"
-    if gamma==0: return -lp
-    return -(-torch.expm1(lp.clamp(max=-torch.finfo(lp.dtype).tiny)))**gamma*lp
+# %% ../nbs/blocks/25_losses.ipynb #6464fef1
+def _focal(n, m, gamma):
+    "Focal loss where n=-log(p) and m=1-p, with a finite gradient at both ends"
+    if gamma<1: m = m.clamp(min=torch.finfo(m.dtype).tiny)
+    return n*m**gamma
 
-# %% ../nbs/blocks/25_losses.ipynb #c4a302e2
+# %% ../nbs/blocks/25_losses.ipynb #017a2f25
 @register('focal')
 class Focal(PixelLoss):
     "Focal loss (Lin et al. 2017, Eq. 4 and 5; SANet Eq. 8): cross entropy that counts right pixels less"
@@ -269,22 +275,20 @@ class Focal(PixelLoss):
         super().__init__(**kwargs)
         self.gamma,self.alpha = _number('gamma', gamma),alpha if alpha is None else _number('alpha', alpha, below=1)
         if alpha is not None: self._sides = self.alpha,1-self.alpha
-    def f(self, lp): return _focal(lp, self.gamma)
+    def f(self, n, m): return _focal(n, m(), self.gamma) if self.gamma>0 else n
     def compute(self, v):
         if v.softmax and self.alpha is not None: raise ArgumentError('alpha', self.alpha, 'balances yes against no; give several classes a weight instead')
         return super().compute(v)
 
-# %% ../nbs/blocks/25_losses.ipynb #153366ea
-def _balanced(lp, gamma, alpha, c1, sign):
-    "Eq. 7 for log-probabilities, `sign` in front of both focal terms"
-    l = sign*_focal(lp, gamma)
-    if alpha==0: return l
+# %% ../nbs/blocks/25_losses.ipynb #675abb74
+def _balanced(n, m, gamma, alpha, c1, sign):
+    "Eq. 7 where n=-log(p) and m=1-p, with `sign` in front of both focal terms"
+    if alpha==0: return sign*_focal(n, m, gamma)
     c = (1-alpha)**gamma - alpha*gamma*(1-alpha)**(gamma-1)*math.log(alpha) if c1 else 1
-    p = lp.exp()
-    low = c/2*(1-(p/alpha).clamp(max=1)**2) - sign*(1-alpha)**gamma*math.log(alpha)
-    return torch.where(p<alpha, low, l)
+    d = F.relu((m-(1-alpha))/alpha)
+    return sign*_focal(n.clamp(max=-math.log(alpha)), m.clamp(max=1-alpha), gamma) + c/2*d*(2-d)
 
-# %% ../nbs/blocks/25_losses.ipynb #029d7358
+# %% ../nbs/blocks/25_losses.ipynb #4b87dc01
 @register('gbce')
 class GBCE(PixelLoss):
     "Global balancing cross entropy (SANet Eq. 7 and 8): focal loss, flattened where the right answer is less probable than `alpha`"
@@ -302,7 +306,7 @@ class GBCE(PixelLoss):
         self.form = _choose('form', form, ('sound','printed'))
         if c1 and form=='printed': raise ArgumentError('c1', c1, "belongs to form='sound'; the printed pieces meet with slopes of opposite sign")
 
-    def f(self, lp): return _balanced(lp, self.gamma, self.alpha, self.c1, 1 if self.form=='sound' else -1)
+    def f(self, n, m): return _balanced(n, m(), self.gamma, self.alpha, self.c1, 1 if self.form=='sound' else -1)
 
 # %% ../nbs/blocks/25_losses.ipynb #77f8758c
 AVERAGES = 'macro','micro','both'
@@ -317,7 +321,7 @@ def _overlap(a, b, smooth):
     if smooth>0: return (a+smooth)/(b+smooth)
     return torch.where(b>0, a/b.clamp(min=torch.finfo(b.dtype).tiny), 1)
 
-# %% ../nbs/blocks/25_losses.ipynb #3c777ac5
+# %% ../nbs/blocks/25_losses.ipynb #a64a0dbb
 class RegionLoss(Loss):
     "Base of the losses that are one minus an overlap of two regions"
     @delegates(Loss)
@@ -342,7 +346,7 @@ class RegionLoss(Loss):
     def compute(self, v):
         if not self.background and not v.softmax: raise ArgumentError('background', False, "only mode='multiclass' has a background class")
         p,q = v.p(),v.q()
-        s = [self.total(o) for o in (p*q, p*p if self.squared else p, q*q if self.squared and v.soft else q)]
+        s = self.total(p*q),self.total(p*p if self.squared else p),self.total(q*q if self.squared and v.soft else q)
         w = torch.ones_like(s[2]) if self.weight is None else self.weight.to(p.device, p.dtype)[-s[2].shape[-1]:].expand_as(s[2])
         l = self.loss(*((o*_per(w, w.max())).sum(-1) for o in s)) if self.average!='macro' else 0
         if self.average!='micro':
