@@ -274,7 +274,7 @@ def test_127x128_positions():
     "Against plain rows at a sample of queries, and for the gradients, which only these queries send back"
     N = 127*128
     q,k,v = (x.mul_(.7).requires_grad_() for x in qkv(1,N,N,4,3, torch.float32))
-    i = torch.tensor([0,1,2303,2304,5419,9000,N-1])
+    i = torch.tensor([0,1,767,768,5419,9000,N-1])
     def sample(f): return torch.autograd.grad((f*rand(1,len(i),3, dtype=torch.float32, seed=9)).sum(), (q,k,v))
     y = exact_attention(q, k, v)[:,i]
     z = plain_attention(q[:,i], k, v)

@@ -135,7 +135,8 @@ def test_library_imports_are_declared(path):
 def test_notebook_imports_are_declared(path):
     "`make install` brings the library, [notebooks] and [dev]"
     body = [o for c in rules.cells(load(path),'code') for o in rules.tree(c).body]
-    assert set(third_party(body)) <= declared('','notebooks_','dev_')
+    assert set(third_party(body, lazy=False)) <= declared('','notebooks_','dev_')
+    assert set(third_party(body)) <= {norm(r.name) for r in ALL}, 'an optional extra may be imported inside a function, but must be listed'
 
 @pytest.mark.parametrize('path', sorted((ROOT/'tests').glob('*.py')), ids=lambda p: p.stem)
 def test_test_imports_are_declared(path):

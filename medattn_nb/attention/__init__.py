@@ -7,25 +7,25 @@ Docs: https://medattn.github.io/medattn_nb/blocks/attention.html.md"""
 # %% auto #0
 __all__ = ['Attention', 'register', 'create', 'available', 'attention_modules', 'collect_maps', 'open_gates', 'check_attention',
            'SE', 'ChannelSE', 'ChannelGate', 'SRM', 'SpatialGate', 'CBAM', 'SpatialSE', 'SCSE', 'BAM', 'AttentionGate',
-           'GridAttentionGate', 'SoftMask', 'ResidualAttention', 'GC', 'plain_attention', 'exact_attention',
-           'concat_attention', 'attention_rows', 'attention_received', 'NonLocal', 'PAM', 'CAM', 'CrissCross',
-           'AttentionBlock', 'insert_attention']
+           'GridAttentionGate', 'SoftMask', 'ResidualAttention', 'ResidualUnit', 'GC', 'plain_attention',
+           'exact_attention', 'concat_attention', 'attention_rows', 'attention_received', 'Pairwise', 'NonLocal', 'PAM',
+           'CAM', 'crisscross_attention', 'CrissCross', 'AttentionBlock', 'insert_attention']
 
-# %% ../../nbs/blocks/19_attention.ipynb #b7166abe
+# %% ../../nbs/blocks/19_attention.ipynb #90898338
 from .registry import Attention,register,create,available,attention_modules,collect_maps,open_gates,check_attention
 from .channel import SE,ChannelSE,ChannelGate,SRM
 from .spatial import SpatialGate,CBAM
 from .mixed import SpatialSE,SCSE,BAM
 from .gating import AttentionGate,GridAttentionGate
-from .softmask import SoftMask,ResidualAttention
+from .softmask import SoftMask,ResidualAttention,ResidualUnit
 from .context import GC
 from .exact import plain_attention,exact_attention,concat_attention,attention_rows,attention_received
-from .pairwise import NonLocal
+from .pairwise import Pairwise,NonLocal
 from .dual import PAM,CAM
-from .crisscross import CrissCross
+from .crisscross import crisscross_attention,CrissCross
 from .insertion import AttentionBlock,insert_attention
 
-# %% ../../nbs/blocks/19_attention.ipynb #7dab36be
+# %% ../../nbs/blocks/19_attention.ipynb #e4957885
 _all_ = ['Attention','register','create','available','attention_modules','collect_maps','open_gates','check_attention',
-         'SE','ChannelSE','ChannelGate','SRM','SpatialGate','CBAM','SpatialSE','SCSE','BAM','AttentionGate','GridAttentionGate','SoftMask','ResidualAttention','GC',
-         'plain_attention','exact_attention','concat_attention','attention_rows','attention_received','NonLocal','PAM','CAM','CrissCross','AttentionBlock','insert_attention']
+         'SE','ChannelSE','ChannelGate','SRM','SpatialGate','CBAM','SpatialSE','SCSE','BAM','AttentionGate','GridAttentionGate','SoftMask','ResidualAttention','ResidualUnit','GC',
+         'plain_attention','exact_attention','concat_attention','attention_rows','attention_received','Pairwise','NonLocal','PAM','CAM','crisscross_attention','CrissCross','AttentionBlock','insert_attention']

@@ -24,13 +24,13 @@ def plain_attention(
     "Softmax attention as the formula says it, with the matrix (B,N,M) in memory: for small maps and comparisons"
     return (scale*q @ k.transpose(1,2)).softmax(-1) @ v
 
-# %% ../../nbs/blocks/17_attention.exact.ipynb #a25002c6
+# %% ../../nbs/blocks/17_attention.exact.ipynb #b0b4b1d2
 def _piece(n, most, step=1):
     "Length of the pieces when `n` is cut as evenly as multiples of `step` allow, none much over `most`"
     m = max(1, -(-n//max(1, most)))
     return max(1, min(n, -(-n//(m*step))*step))
 
-def _tile(images, long, short, cells=2**20, most=2304):
+def _tile(images, long, short, cells=2**20, most=768):
     "How many images, positions on the long and positions on the short side a tile of about `cells` cells takes"
     l = _piece(long, most, 32)
     s = _piece(short, cells//l, 32)

@@ -7,7 +7,7 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.benchmarks.html.md"""
 # %% auto #0
 __all__ = ['bench_exact', 'bench_pairwise', 'bench_twins', 'bench_superpixels', 'bench_metrics', 'bench_losses']
 
-# %% ../../nbs/lab/46_lab.benchmarks.ipynb #016b2b9a
+# %% ../../nbs/lab/46_lab.benchmarks.ipynb #3ac4619e
 import functools,importlib.util,tempfile,warnings
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from scipy import ndimage as ndi
 from torch import nn
 from ..attention import *
 from ..attention.exact import concat_attention,exact_attention,plain_attention
+from ..data.phantoms import blob
 from .bench import WithSignal,bench_group,passes
 from ..losses import Combo,CrossEntropy,Dice,Focal,GBCE,Jaccard
 from ..metrics import macro_auc,roc_auc
@@ -185,7 +186,7 @@ def _pool_scatter_add(x, labels, K):
     B,C = x.shape[:2]
     return x.new_zeros(B, C, K).scatter_add(2, labels.flatten(1)[:,None].expand(-1, C, -1), x.flatten(2))/_sizes(labels, K)[:,None]
 
-# %% ../../nbs/lab/46_lab.benchmarks.ipynb #7a274dd7
+# %% ../../nbs/lab/46_lab.benchmarks.ipynb #2c64e3d1
 def _pooling(device):
     "Pooling and unpooling of a batch, in both memory layouts"
     torch.manual_seed(0)
@@ -193,7 +194,10 @@ def _pooling(device):
     labels = torch.from_numpy(np.stack([slic(_picture(size, i), 600, backend='skimage') for i in range(B)])).to(device)
     K = int(labels.max())+1
     x,what = torch.randn(B, C, size, size, device=device),f'{B}x{C}x{size}x{size}, K = {K}'
-    ways = {'loop':_pool_loop, 'one-hot':_pool_onehot, 'index-add':_pool_index_add, 'scatter-add':_pool_scatter_add, 'ours':superpixel_pool}
+    ways = {'one-hot':_pool_onehot, 'index-add':_pool_index_add, 'scatter-add':_pool_scatter_add, 'ours':superpixel_pool}
+    loop = {'loop':_pool_loop, 'ours':superpixel_pool}
+    yield next(passes('pooling, beside a loop', what, loop, (x, labels, K)))
+    yield list(passes('pooling, beside a loop', f'1x{C}x{size}x{size}, K = {K}', loop, (x[:1], labels[:1], K), memory=False))[1]
     yield from passes('pooling', what, ways, (x, labels, K))
     yield from passes('pooling, channels last', what, ways, (x.contiguous(memory_format=torch.channels_last), labels, K))
     at = labels.flatten(1)[:,None].expand(-1, C, -1)
@@ -218,9 +222,17 @@ def bench_superpixels(
     yield from _pooling(device)
     if torch.device(device).type=='cpu': yield from _segmentation()
 
-# %% ../../nbs/lab/46_lab.benchmarks.ipynb #06301ac0
-def _blobs(n, size, part, seed=0):
-    "`n` smooth lesions as wide as `part` of the side, with rough and shifted predictions: (pred, target), each (n,size,size)"
+# %% ../../nbs/lab/46_lab.benchmarks.ipynb #15ea8671
+def _lesions(n, size, part, seed=0):
+    "`n` lesions as wide as `part` of the side, and predictions that are shifted and differ at the rim: (pred, target), each (n,size,size)"
+    rng = np.random.default_rng(seed)
+    t = np.stack([blob(rng, size, part)>.5 for _ in range(n)])
+    noise = ndi.gaussian_filter(rng.normal(size=t.shape), (0,6,6)); noise *= .15/noise.std()
+    return ndi.gaussian_filter(np.roll(t, (5,-7), (1,2)).astype(float), (0,2,2))+noise>.5,t
+
+# %% ../../nbs/lab/46_lab.benchmarks.ipynb #e23ab6b9
+def _ragged(n, size, part, seed=0):
+    "The same with outlines about twice as long as those of discs"
     rng,r = np.random.default_rng(seed),np.arange(size)/size-.5
     rough = ndi.gaussian_filter(rng.normal(size=(2*n,size,size)), (0,6,6)); rough *= .06*part/rough.std()
     d = np.hypot(r[:,None], r)+rough[:n]
@@ -261,10 +273,11 @@ def _distance(case, setting, p, t, spacing=None):
     return dict(case=case, setting=setting, what='forward', memory=False, variants={'MONAI':lambda: _monai_hd95(mp, mt, spacing), 'medpy':lambda: _medpy_hd95(p, t, spacing),
         'crop+transform':lambda: _crop_transform(p, t, spacing), 'ours':lambda: hd95(p, t, spacing=1. if spacing is None else spacing)})
 
-# %% ../../nbs/lab/46_lab.benchmarks.ipynb #4e9c9508
+# %% ../../nbs/lab/46_lab.benchmarks.ipynb #fd0b5263
 def _distances():
-    for part in .1,.3,.6,.9: yield _distance(f'HD95, lesion {part:g} of the side', '16x256x256', *_blobs(16, 256, part))
-    yield _distance('HD95 in mm', '16x256x256, 0.7x1.3 mm', *_blobs(16, 256, .3), (.7,1.3))
+    for part in .1,.3,.6,.9: yield _distance(f'HD95, lesion {part:g} of the side', '16x256x256', *_lesions(16, 256, part))
+    yield _distance('HD95, ragged, 0.9 of the side', '16x256x256', *_ragged(16, 256, .9))
+    yield _distance('HD95 in mm', '16x256x256, 0.7x1.3 mm', *_lesions(16, 256, .3), (.7,1.3))
     yield _distance('HD95 of volumes', '2x32x96x96, 3x1x1 mm', *_volumes(2), (3,1,1))
 
 # %% ../../nbs/lab/46_lab.benchmarks.ipynb #32c41320
@@ -348,18 +361,19 @@ def _plain_gbce(z, t, gamma=1., alpha=.2):
     def f(p): return -(1-p)**gamma*p.log()
     return torch.where(pt<alpha, f(a)+.5*(1-pt**2/alpha**2), f(pt)).mean()
 
-# %% ../../nbs/lab/46_lab.benchmarks.ipynb #183f5332
-def _label_losses():
-    "Case -> variants on (logits, labels of 0. and 1.)"
+# %% ../../nbs/lab/46_lab.benchmarks.ipynb #6b36a391
+def _label_losses(m):
+    "Case -> variants on (logits, labels of 0. and 1.); ours get the booleans `m`"
     from torchvision.ops import sigmoid_focal_loss
+    def ours(f, **kw): return lambda z,t,f=f(**kw): f(z, m)
     lab = dict(mode='multilabel')
-    return {'cross entropy, labels':  {'torch':F.binary_cross_entropy_with_logits, 'ours':CrossEntropy(**lab)},
-            'focal, labels':          {'MONAI':_monai_loss('FocalLoss'), 'torchvision':functools.partial(sigmoid_focal_loss, alpha=-1, reduction='mean'), 'ours':Focal(**lab)},
-            'Dice, labels':           {'MONAI':_monai_loss('DiceLoss', sigmoid=True), 'ours':Dice(**lab)},
-            'Jaccard squared, labels':{'MONAI':_monai_loss('DiceLoss', sigmoid=True, jaccard=True, squared_pred=True), 'ours':Jaccard(smooth=5e-6, **lab)},
-            'GBCE, labels':           {'plain':_plain_gbce, 'ours':GBCE()}}
+    return {'cross entropy, labels':  {'torch':F.binary_cross_entropy_with_logits, 'ours':ours(CrossEntropy, **lab)},
+            'focal, labels':          {'MONAI':_monai_loss('FocalLoss'), 'torchvision':functools.partial(sigmoid_focal_loss, alpha=-1, reduction='mean'), 'ours':ours(Focal, **lab)},
+            'Dice, labels':           {'MONAI':_monai_loss('DiceLoss', sigmoid=True), 'ours':ours(Dice, **lab)},
+            'Jaccard squared, labels':{'MONAI':_monai_loss('DiceLoss', sigmoid=True, jaccard=True, squared_pred=True), 'ours':ours(Jaccard, smooth=5e-6, **lab)},
+            'GBCE, labels':           {'plain':_plain_gbce, 'ours':ours(GBCE)}}
 
-# %% ../../nbs/lab/46_lab.benchmarks.ipynb #8ab6a35a
+# %% ../../nbs/lab/46_lab.benchmarks.ipynb #a78a94f9
 @bench_group('losses')
 def bench_losses(
     device, # Torch device
@@ -367,6 +381,6 @@ def bench_losses(
     "Our losses against those of torch, torchvision and MONAI"
     g = torch.Generator().manual_seed(0)
     z,t = torch.randn(8, 4, 256, 256, generator=g).to(device),torch.randint(4, (8,256,256), generator=g).to(device)
-    m = torch.randint(2, z.shape, generator=g).float().to(device)
-    for target,losses in (t,_class_losses()),(m,_label_losses()):
+    m = torch.randint(2, z.shape, generator=g).bool().to(device)
+    for target,losses in (t,_class_losses()),(m.float(),_label_losses(m)):
         for case,variants in losses.items(): yield from passes(case, '8x4x256x256', variants, (z,), target=target)
