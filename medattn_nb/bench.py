@@ -7,8 +7,8 @@ Docs: https://medattn.github.io/medattn_nb/blocks/bench.html.md"""
 # %% auto #0
 __all__ = ['n_params', 'macs', 'peak_memory', 'measure', 'read_bench', 'BenchTable', 'show_bench', 'bench_figure']
 
-# %% ../nbs/blocks/08_bench.ipynb #c5d9dfea
-import gc,inspect,os,time
+# %% ../nbs/blocks/08_bench.ipynb #d799a492
+import gc,inspect,os,re,time
 from pathlib import Path
 from statistics import quantiles
 import torch
@@ -112,7 +112,7 @@ def read_bench(
     if bad := {'case','what','variant','seconds','low','high','peak','machine'}-set(df): raise ResultError(str(p.name), f"columns {sorted(df)}", f"expected also {', '.join(sorted(bad))}; write it with `medattn bench {group}`")
     return df
 
-# %% ../nbs/blocks/08_bench.ipynb #dd1bd8ec
+# %% ../nbs/blocks/08_bench.ipynb #99b7f8c8
 class BenchTable:
     "Rows of a benchmark for a reader, with the machine they come from in a line below"
     def __init__(self,
@@ -120,7 +120,7 @@ class BenchTable:
         note:str, # The line below
     ): self.df,self.note = df,note
     def __repr__(self): return f'{self.df.to_string()}\n{self.note}' if len(self.df) else self.note
-    def _repr_html_(self): return (self.df.to_html(border=0) if len(self.df) else '')+f'<p>{self.note}</p>'
+    def _repr_html_(self): return (re.sub(r'>\s+<', '><', self.df.to_html(border=0)) if len(self.df) else '')+f'<p>{self.note}</p>'
 
 # %% ../nbs/blocks/08_bench.ipynb #e1265ec3
 def _note(found):

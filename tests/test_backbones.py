@@ -103,7 +103,7 @@ def test_weights_are_not_changed():
 # --- bad input ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize('kw,says', [
     (dict(num_classes=0), 'num_classes: got 0'), (dict(in_channels=1.), 'in_channels: got 1.0'), (dict(num_classes=True), 'num_classes'), (dict(init='kaiming'), "'he_uniform'"),
-    (dict(attention='cabm'), 'choose one of cbam'), (dict(attention='se', where='top'), 'choose one of residual'), (dict(attention='se', ratio=2), "'se' accepts reduction, bias"),
+    (dict(attention='cabm'), 'choose one of bam'), (dict(attention='se', where='top'), 'choose one of residual'), (dict(attention='se', ratio=2), "'se' accepts reduction, bias"),
     (dict(reduction=8), 'resnet18 has no such option'), (dict(weights='none.pth'), 'there is no such file'), (dict(weights={}), '120 names or shapes'),
     (dict(weights=dict(torchvision.models.resnet18(num_classes=2).state_dict(), extra=torch.zeros(1))), 'got extra; 1 names or shapes')])
 def test_bad_arguments(kw, says):
