@@ -1,5 +1,5 @@
 """The attention modules outside their lessons: the common promises, symmetries, published counts, bad input, lean imports."""
-import subprocess, sys
+import os, shutil, subprocess, sys
 import pytest, torch
 from torch import nn
 from battery import Battery
@@ -55,6 +55,18 @@ def test_context_is_one_vector():
 def test_gc_softmax_stands_large_logits():
     m = make('gc')
     assert m(1e4*torch.randn(2,32,7,7)).isfinite().all()
+
+# --- the compiler itself ------------------------------------------------------------------------------
+@pytest.mark.skipif(not shutil.which(os.environ.get('CXX','g++')), reason='torch.compile needs a C++ compiler on the CPU, and there is none')
+@pytest.mark.parametrize('name', ['cbam','nonlocal'])
+def test_compiled_to_machine_code(name):
+    torch._dynamo.reset(); torch.manual_seed(0)
+    m,x = create(name, 16),torch.randn(2, 16, 6, 5, requires_grad=True)
+    for p in m.parameters(): nn.init.normal_(p, std=.2)
+    y,z = torch.compile(m, fullgraph=True)(x),m(x)
+    assert torch.allclose(y, z, atol=1e-4)
+    a,b = (torch.autograd.grad(o.square().sum(), x)[0] for o in (y,z))
+    assert torch.allclose(a, b, atol=1e-3, rtol=1e-3)
 
 # --- published facts ----------------------------------------------------------------------------------
 def n_params(m): return sum(p.numel() for p in m.parameters())
