@@ -35,7 +35,7 @@ def pool(x, how): return dict(avg=lambda v: v.sum(2)/v.shape[2], max=lambda v: v
 def conv(l, x):
     "A convolution as one matrix product of all windows"
     k,d,p = l.kernel_size[0],l.dilation[0],l.padding[0]
-    return (l.weight.flatten(1) @ F.unfold(x, k, d, p) + l.bias[:,None]).unflatten(2, x.shape[2:])
+    return (l.weight.flatten(1) @ F.unfold(x, k, d, p) + (0 if l.bias is None else l.bias[:,None])).unflatten(2, x.shape[2:])
 
 def plane(x, z): return x*sigmoid(z)[:,:,None,None]
 def se_(m, x): return plane(x, mlp(pool(x, 'avg'), m.fc1, m.fc2))
@@ -56,15 +56,22 @@ def bam_(m, x):
     for i in (1,2,3): zs = F.relu(norm(getattr(s, f'bn{i}'), conv(getattr(s, f'conv{i}'), zs)))
     zc,zs = zc[:,:,None,None],conv(s.conv4, zs)
     return x*(1+sigmoid(zc+zs if m.combine=='sum' else zc*zs))
+def spatial_(m, x):
+    z = conv(m.conv, torch.stack([x.sort(1).values[:,-1], x.sum(1)/x.shape[1]], 1))
+    return x*sigmoid(z if m.bn is None else norm(m.bn, z))
+def cbam_(m, x):
+    for o in m.order.split('-'): x = channel_(m.channel, x) if o=='channel' else spatial_(m.spatial, x)
+    return x
 
-ORACLES = {'se':se_, 'cse':se_, 'channel':channel_, 'srm':srm_, 'sse':sse_, 'scse':scse_, 'bam':bam_}
-CASES = {'se':('se',{}), 'se-bias':('se',dict(bias=True)), 'channel':('channel',{}), 'channel-all':('channel',dict(pools=('avg','max','lp','lse'))), 'bam-near':('bam',dict(dilation=1)), **TestChannelAndMixed.KINDS}
+ORACLES = {'spatial':spatial_, 'cbam':cbam_, 'se':se_, 'cse':se_, 'channel':channel_, 'srm':srm_, 'sse':sse_, 'scse':scse_, 'bam':bam_}
+CASES = {'se':('se',{}), 'se-bias':('se',dict(bias=True)), 'channel':('channel',{}), 'channel-all':('channel',dict(pools=('avg','max','lp','lse'))), 'bam-near':('bam',dict(dilation=1)),
+         'spatial':('spatial',{}), 'spatial-formula':('spatial',dict(bn=False, kernel_size=3)), 'cbam':('cbam',{}), 'cbam-formula':('cbam',dict(bn=False, mlp_bias=False)), 'cbam-reverse':('cbam',dict(order='spatial-channel')), **TestChannelAndMixed.KINDS}
 
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('channels,size', [(1,(1,1,1)), (3,(2,1,7)), (17,(1,127,128))], ids=str)
 def test_oracle(case, channels, size):
     name,kw = CASES[case]
-    if name not in ('srm','sse'): kw = dict(kw, reduction=1 if channels<4 else 4)
+    if name not in ('srm','sse','spatial'): kw = dict(kw, reduction=1 if channels<4 else 4)
     torch.manual_seed(0)
     m = create(name, channels, **kw).eval()
     std = .3/size[1]**.5 if 'lp' in kw.get('pools', ()) else .3  # an L2 norm over a large map shuts or opens every gate otherwise
