@@ -1,5 +1,5 @@
 "Counting, measuring, and the files that the pages show; no test looks at a time"
-import csv, importlib.util, re
+import re
 import pandas as pd
 import pytest, torch
 from torch import nn
@@ -75,9 +75,9 @@ def test_passes_give_gradients_of_inputs_and_parameters():
 # --- files ---------------------------------------------------------------------------------------------
 def test_run_writes_what_pages_read(toy, tmp_path):
     said = []
-    p, = run_bench(['toy'], 'cpu', repeats=3, folder=tmp_path, say=lambda g,r: said.append((g, r['case'], r['variant'])))
+    p,fig = run_bench(['toy'], 'cpu', repeats=3, folder=tmp_path, say=lambda g,r: said.append((g, r['case'], r['variant'])))
     df = read_bench('toy', folder=tmp_path)
-    assert p.name=='toy-cpu.csv' and said==[('toy','sum','loop'),('toy','sum','ours'),('toy','product','ours')]
+    assert p.name=='toy-cpu.csv' and fig.name=='toy-cpu.png' and fig.read_bytes()[:4]==b'\x89PNG' and said==[('toy','sum','loop'),('toy','sum','ours'),('toy','product','ours')]
     assert df.variant.tolist()==['loop','ours','ours'] and df.peak.isna().tolist()==[False,False,True]
     assert (df.repeats==3).all() and df.machine.notna().all() and df.torch.eq(torch.__version__).all() and df.versions.str.contains('numpy').all()
     t = show_bench('toy', folder=tmp_path)
@@ -93,11 +93,11 @@ def test_a_part_does_not_replace_the_whole(toy, tmp_path):
     assert run_bench(['toy'], 'cpu', 3, tmp_path/'none', only='nothing')==[] and not (tmp_path/'none').exists()
 
 def test_a_stopped_run_leaves_the_old_file(toy, tmp_path, monkeypatch):
-    p, = run_bench(['toy'], 'cpu', 3, tmp_path)
+    p,_ = run_bench(['toy'], 'cpu', 3, tmp_path)
     old = p.read_text()
     def stop(g, r): raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): run_bench(['toy'], 'cpu', 3, tmp_path, say=stop)
-    assert p.read_text()==old and [o.name for o in tmp_path.iterdir()]==['toy-cpu.csv']
+    assert p.read_text()==old and {o.name for o in tmp_path.iterdir()}=={'toy-cpu.csv','toy-cpu.png'}
 
 def test_bad_files_and_names(toy, tmp_path):
     with pytest.raises(ArgumentError, match='choose one of'): run_bench(['tyo'], 'cpu', folder=tmp_path)
@@ -124,6 +124,9 @@ def test_committed_files_are_whole(path):
     assert (df.low<=df.seconds).all() and (df.seconds<=df.high).all() and (df.low>0).all() and (df.repeats>=5).all()
     assert not df.duplicated(['case','setting','what','variant']).any()
     assert all((g.variant=='ours').sum()==1 for _,g in df.groupby(['case','what']))
+
+def test_figures_stand_beside_the_files():
+    assert {p.stem for p in BENCH if set(pd.read_csv(p).variant)!={'ours'}}=={p.stem for p in (ROOT/'results/bench').glob('*.png')}
 
 def test_attention_file_is_of_these_modules():
     df = read_bench('attention', folder=ROOT/'results/bench')
