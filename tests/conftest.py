@@ -1,5 +1,5 @@
 "Where things are, for every test"
-import subprocess
+import os, subprocess
 from pathlib import Path
 import pytest
 
@@ -19,6 +19,15 @@ def tracked():
     if r.returncode==0: return [ROOT/o for o in r.stdout.split('\0') if o and (ROOT/o).exists()]
     skip = '.venv','.git','.pytest_cache','.hypothesis','.ipynb_checkpoints','__pycache__','_docs','_proc','build','dist','runs','report.html'
     return [p for p in ROOT.rglob('*') if p.is_file() and not any(o in skip or o.endswith('.egg-info') for o in p.relative_to(ROOT).parts)]
+
+SHARED = ROOT.parent/'shared'/'data'
+REAL = Path(os.environ.get('MEDATTN_DATA', SHARED))
+
+def real(name):
+    "The folder of a real data set, or a skip that says why"
+    for o in (REAL/name, SHARED/name, REAL):
+        if (o/'manifest.csv').is_file() and o.name==name: return o
+    pytest.skip(f'{name} is not here: set MEDATTN_DATA to the folder that has it')
 
 def name(p): return str(Path(p).relative_to(ROOT))
 

@@ -1,5 +1,5 @@
 "Data sets: reading pictures, manifests, folders, check, fingerprints, splits, COVID-CT"
-import json, os, pickle, subprocess, sys
+import json, pickle, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -7,19 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
+from conftest import real
 from medattn_nb.core import ArgumentError, DataError
 from medattn_nb.data.covidct import source_of
 from medattn_nb.data.datasets import (Data, DataSet, available, check, check_leak, from_folder, from_manifest, kfold_groups, leaks, load,
                                       read_image, read_mask, split_groups)
-
-SHARED = Path(__file__).resolve().parents[2]/'shared'/'data'
-REAL = Path(os.environ.get('MEDATTN_DATA', SHARED))
-
-def real(name):
-    "The folder of a real data set, or a skip that says why"
-    for o in (REAL/name, SHARED/name, REAL):
-        if (o/'manifest.csv').is_file() and o.name==name: return o
-    pytest.skip(f'{name} is not here: set MEDATTN_DATA to the folder that has it')
 
 def pic(p, hw=(6,8), mode='L', value=None, **kw):
     "Write a picture at `p` and return its pixels"

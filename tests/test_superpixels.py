@@ -7,21 +7,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from PIL import Image
+from conftest import real
 from medattn_nb import superpixels as S
 from medattn_nb.core import ArgumentError, DataError, MissingPackage, ShapeError
 from medattn_nb.superpixels import (SuperpixelCache, read_superpixels, relabel, resize_labels, slic, slic_backends, superpixel_ceiling,
                                     superpixel_counts, superpixel_pool, superpixel_unpool, write_superpixels)
 
 torch.set_num_threads(1)
-SHARED = Path(__file__).resolve().parents[2]/'shared'/'data'
-REAL = Path(os.environ.get('MEDATTN_DATA', SHARED))
-
-def real(name):
-    "The folder of a real data set, or a skip that says why"
-    for o in (REAL/name, SHARED/name, REAL):
-        if (o/'manifest.csv').is_file() and o.name==name: return o
-    pytest.skip(f'{name} is not here: set MEDATTN_DATA to the folder that has it')
-
 @pytest.fixture(params=['fast','skimage'])
 def backend(request):
     if request.param not in slic_backends(): pytest.skip('fast-slic is not installed; `make fast-slic` builds it')
