@@ -90,7 +90,7 @@ def test_oracle(case, channels, size):
 def test_gradients_are_those_of_the_function(case):
     name,kw = CASES[case]
     torch.manual_seed(0)
-    m = create(name, 4, **kw, **({} if name in ('srm','sse') else dict(reduction=2))).double()
+    m = create(name, 4, **kw, **({} if name in ('srm','sse','spatial') else dict(reduction=2))).double()
     if name=='srm': nn.init.normal_(m.weight)
     assert torch.autograd.gradcheck(lambda o: m.eval()(o), torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True))
 
