@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter, label
 from sklearn.metrics import roc_auc_score
 from medattn_nb.core import ArgumentError
 from medattn_nb.data.datasets import check_leak, load
-from medattn_nb.data.phantoms import _draw, blob, texture, vessel
+from medattn_nb.data.phantoms import _store, blob, texture, vessel
 
 def phantom(**kw): return load('phantom-texture', **{'n':60, **kw})
 def pairs(d): return [(d.image(i).astype(float), d.mask(i)) for i in np.flatnonzero(d.labels)]
@@ -26,7 +26,7 @@ def test_the_data_of_our_records():
 
 def test_deterministic():
     a = [phantom().image(i) for i in range(6)]
-    _draw.cache_clear()
+    _store.clear()
     d = phantom()
     b = [d.image(i) for i in (5,4,3,2,1,0)][::-1]
     assert all((x==y).all() for x,y in zip(a, b))
