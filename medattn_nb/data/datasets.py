@@ -681,7 +681,7 @@ def _unregistered(name, base, options):
         if o.name==name and (o/'manifest.csv').is_file(): return from_manifest(o, **options)
     raise ArgumentError('name', name, f"choose one of {', '.join(sorted(_registry))}, or a folder with a manifest.csv under MEDATTN_DATA")
 
-# %% ../../nbs/data/00_data.datasets.ipynb #d6b92fac
+# %% ../../nbs/data/00_data.datasets.ipynb #9a976be6
 def load(
     name:str, # A registered name (see `available`), or a folder under MEDATTN_DATA that has a manifest.csv
     root=None, # The folder that holds the data sets, or the data set's own; default: the environment variable MEDATTN_DATA
@@ -689,12 +689,16 @@ def load(
 )->Data:
     "The data set called `name`; raises `DataError` with the path looked for and how to get the set when it is not there"
     if name not in _discover(): return _unregistered(name, _base(root), options)
+    d = _make(name, root, _raise, options)
+    return d if d.info.synthetic else _verify(d, _raise)
+
+def _make(name, root, report, options):
+    "The registered set called `name`, its files not looked at; raises `ArgumentError` for an unknown option"
     info,fn = _registry[name]
     known = list(inspect.signature(fn).parameters)[2:]
     for o in options:
         if o not in known: raise ArgumentError(o, options[o], f"options of {name}: {', '.join(known) or 'none'}")
-    if info.synthetic: return fn(None, _raise, **options)
-    return _verify(fn(_locate(info, root), _raise, **options), _raise)
+    return fn(None if info.synthetic else _locate(info, root), report, **options)
 
 # %% ../../nbs/data/00_data.datasets.ipynb #b059cf47
 def available(
@@ -732,6 +736,12 @@ def _scan(p, report):
     if p.is_file() or (p/'manifest.csv').is_file(): return [(_manifest(p, report),report)]
     if inner: return [d for o in inner for d in _scan(o, _inside(report, o.name))]
     return [((_pairs if _paired(p) else _folder)(p, report),report)]
+
+# %% ../../nbs/data/00_data.datasets.ipynb #76782901
+def _found(what, root, report, options):
+    "The data sets that a registered name or a path means, with what is wrong in their tables told to `report`"
+    if str(what) in _discover(): return [_make(str(what), root, report, options)]
+    return [d for d,_ in _scan(Path(what), report)]
 
 # %% ../../nbs/data/00_data.datasets.ipynb #dd62d3ce
 def check(
