@@ -7,8 +7,9 @@ Docs: https://medattn.github.io/medattn_nb/data/data.quality.html.md"""
 # %% auto #0
 __all__ = ['thumbnail', 'twins', 'near_groups', 'mask_statistics', 'survey', 'Audit', 'audit']
 
-# %% ../../nbs/data/05_data.quality.ipynb #e3c0b23a
+# %% ../../nbs/data/05_data.quality.ipynb #35a2d049
 from dataclasses import dataclass,field
+from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -108,7 +109,7 @@ def survey(
     table = pd.DataFrame([dict.fromkeys(cols, np.nan) if b else o[0] for o,b in zip(found, bad)], columns=cols)
     return table,np.stack([np.zeros(576, np.float32) if b else o[1] for o,b in zip(found, bad)]),[None if b else o[2] for o,b in zip(found, bad)]
 
-# %% ../../nbs/data/05_data.quality.ipynb #2f56b1d3
+# %% ../../nbs/data/05_data.quality.ipynb #a7abc678
 @dataclass(repr=False)
 class Audit:
     "What `audit` found"
@@ -119,7 +120,8 @@ class Audit:
     facts:dict=field(default_factory=dict) # Name -> text
     tables:dict=field(default_factory=dict) # Title -> DataFrame
     def __str__(self):
-        head = [f"{self.name}{' in '+self.where if self.where else ''}"]+[f'  {k:<12}{v}' for k,v in self.facts.items()]
+        w = max(map(len, self.facts), default=0)
+        head = [f"{self.name}{' in '+self.where if self.where else ''}"]+[f'  {k:<{w}}  {v}' for k,v in self.facts.items()]
         tables = [f'\n{k}\n'+'\n'.join('  '+o for o in v.to_string().splitlines()) for k,v in self.tables.items()]
         said = [f'\nWarnings ({len(self.warnings)})']+[f'  {o}' for o in self.warnings] if self.warnings else []
         bad = [f'\nProblems ({len(self.problems)})']+[f'  {f}: {p}; {x}' for f,p,x in self.problems] if self.problems else ['\nNo problems']
@@ -147,7 +149,7 @@ def _sizes(a, data, seen):
     g = ok.assign(wide=ok.width/ok.height).groupby(data.items['class'][ok.index])[['height','wide','mean','sd']]
     a.tables['Medians by class: rows, width / rows, mean and SD of grey values'] = g.median().round(2).rename_axis(None)
 
-# %% ../../nbs/data/05_data.quality.ipynb #3602df07
+# %% ../../nbs/data/05_data.quality.ipynb #b828a154
 def _pairs(a, data, thumbs, threshold):
     "Identical and nearly identical pictures: on two sides, or with two classes"
     side,cls = data.items.split.to_numpy(str),data.items['class'].to_numpy(str)
@@ -155,23 +157,22 @@ def _pairs(a, data, thumbs, threshold):
     except DataError: first = np.arange(len(data))
     same = pd.DataFrame(dict(i=first, j=np.arange(len(data)))).query('i!=j')
     near = twins(thumbs, threshold)
-    for what,p in (('identical files',same),(f'a thumbnail correlation above {threshold:g}',near)):
+    for what,p,how in (('identical',same,'files'),('nearly identical',near,f'thumbnail correlation above {threshold:g}')):
         i,j = p.i.to_numpy(int),p.j.to_numpy(int)
-        a.facts[what] = f'{len(p)} pairs'
+        a.facts[what] = f'pairs of pictures: {len(p)} ({how})'
         two = (side[i]!=side[j])&(side[i]!='')&(side[j]!='')
-        if two.any(): a.warnings.append(f"{_test_side(side, i[two], j[two])} have a picture in another part with {what}: split by near_groups")
-        if (cls[i]!=cls[j]).any():
-            k = np.flatnonzero(cls[i]!=cls[j])[0]
-            a.warnings.append(f"{(cls[i]!=cls[j]).sum()} pairs with {what} carry two classes, such as {data.items.file[i[k]]} ({cls[i[k]]}) and {data.items.file[j[k]]} ({cls[j[k]]})")
+        if two.any(): a.warnings.append(f"pictures with one that is {what} in another part, counted on the later side: {_test_side(side, i[two], j[two])}; split by near_groups")
+        k = np.flatnonzero(cls[i]!=cls[j])
+        if len(k): a.warnings.append(f"{what} pairs that carry two classes: {len(k)}, such as {data.items.file[i[k[0]]]} ({cls[i[k[0]]]}) and {data.items.file[j[k[0]]]} ({cls[j[k[0]]]})")
 
 def _test_side(side, i, j):
     "How many images of the later side are concerned, as text"
     order = {o:k for k,o in enumerate(SPLITS)}
     later = {int(x) if order[side[x]]>order[side[y]] else int(y) for x,y in zip(i,j)}
     n = pd.Series([side[o] for o in later]).value_counts()
-    return ', '.join(f'{n[s]} {s} images' for s in SPLITS if s in n)
+    return ', '.join(f'{n[s]} in {s}' for s in SPLITS if s in n)
 
-# %% ../../nbs/data/05_data.quality.ipynb #43e6689c
+# %% ../../nbs/data/05_data.quality.ipynb #46920f93
 def audit(
     what, # `Data`, the name of a registered set, or a path as for `check`
     root=None, # Where to look for a registered set, as for `load`
@@ -179,7 +180,7 @@ def audit(
     **options, # For the loader
 )->Audit: # Print it, or look at `problems` and `warnings`
     "Read a whole data set once and say what it holds and what is wrong with it; a wrong layout is a problem, not an exception"
-    a = Audit(getattr(getattr(what, 'info', None), 'name', str(what)), '' if isinstance(what, Data) else str(root or what))
+    a = Audit(what.info.name if isinstance(what, Data) else Path(what).name, str(root or ''))
     def report(*o): a.problems.append(tuple(map(str, o)))
     try: sets = [what] if isinstance(what, Data) else datasets._found(what, root, report, options)
     except DataError as e:
