@@ -32,7 +32,7 @@ def test_hashes_are_frozen(kw, h):
     r = Recipe(**kw)
     assert r.hash==h and Recipe.from_dict(r.to_dict())==r
 
-@pytest.mark.parametrize('kw', [dict(epochs=0), dict(size=1.5), dict(batch_size=0), dict(lr=0), dict(gamma=-1), dict(split='patient'), dict(channels=2),
+@pytest.mark.parametrize('kw', [dict(epochs=0), dict(size=1.5), dict(batch_size=0), dict(lr=0), dict(gamma=-1), dict(split='patient'), dict(channels=0),
     dict(loss='mse'), dict(optimiser='lamb'), dict(schedule='cosine'), dict(amp='fp8'), dict(valid_fraction=1), dict(augment=('spin',))])
 def test_fields_that_cannot_work(kw):
     with pytest.raises(ArgumentError, match=next(iter(kw))): TINY.replace(**kw)

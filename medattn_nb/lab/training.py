@@ -50,7 +50,7 @@ def _pairs(o):
     "Options as sorted pairs, so that they can be hashed and their order does not matter"
     return tuple(sorted(o.items() if isinstance(o, dict) else (tuple(p) for p in o)))
 
-# %% ../../nbs/lab/00_lab.training.ipynb #5ce72971
+# %% ../../nbs/lab/00_lab.training.ipynb #d2ffa1c5
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     "Everything that changes the numbers of a run; hashable, and written into its record"
@@ -62,7 +62,7 @@ class Recipe:
     size:int = 224 # Side of the input in pixels
     preprocess:tuple = ('resize',) # Steps from image file to input; see `data.transforms`
     augment:tuple = () # Random changes of a training batch; see `data.augment`
-    channels:int = 3 # 1 or 3
+    channels:int = 3 # 1, 3, or the number of modalities of the data set
     model:str = 'resnet18' # Name of a backbone
     attention:str|None = None # Name of an attention module; `None` for the plain network
     attention_options:tuple = () # Its options: a dict or pairs
@@ -90,12 +90,12 @@ class Recipe:
         for k in ('preprocess','augment','milestones'): put(k, tuple(getattr(self, k)))
         _check(self)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #eba0040c
+# %% ../../nbs/lab/00_lab.training.ipynb #f978197c
 def _check(r):
     "Raise `ArgumentError` for a field of recipe `r` that cannot work"
-    for k,ok in dict(split=SPLITS, loss=LOSSES, optimiser=OPTIMISERS, schedule=SCHEDULES, amp=AMP, channels=(1,3)).items():
+    for k,ok in dict(split=SPLITS, loss=LOSSES, optimiser=OPTIMISERS, schedule=SCHEDULES, amp=AMP).items():
         if getattr(r, k) not in ok: raise ArgumentError(k, getattr(r, k), f"choose from {', '.join(map(str, ok))}")
-    for k in ('size','epochs','batch_size'):
+    for k in ('size','epochs','batch_size','channels'):
         if not isinstance(getattr(r, k), int) or getattr(r, k)<1: raise ArgumentError(k, getattr(r, k), 'use a whole number of at least 1')
     for k in ('lr','gamma'):
         if not getattr(r, k)>0: raise ArgumentError(k, getattr(r, k), 'use a number above 0')
@@ -146,11 +146,14 @@ def load(self:Recipe,
         {'train':1-self.valid_fraction, 'valid':self.valid_fraction}, seed=self.split_seed)
     return Data(data.info, data.items.assign(split=drawn.items.split), data.root, data.reader)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #8b61f8ad
+# %% ../../nbs/lab/00_lab.training.ipynb #5766bed1
+def _unit(x): return x.float()/255 if x.dtype==torch.uint8 else x.float()
+
+# %% ../../nbs/lab/00_lab.training.ipynb #0c10d9ca
 class BatchDL(DataLoader):
-    "A fastai `DataLoader` over images held in memory as `uint8` (N,C,H,W)"
+    "A fastai `DataLoader` over images held in memory (N,C,H,W)"
     def __init__(self,
-        x:Tensor, # Images (N,C,H,W), uint8
+        x:Tensor, # Images (N,C,H,W), uint8 (scaled to [0,1]) or float (left as they are)
         y:Tensor, # Labels (N,)
         bs:int=64, # Images in a batch
         shuffle:bool=False, # New order every epoch?
@@ -164,16 +167,16 @@ class BatchDL(DataLoader):
     def do_item(self, s): return s
     def do_batch(self, idxs): return self.x[idxs],self.y[idxs]
     def after_batch(self, b):
-        x = augment_batch(b[0].float()/255, self.augment)
+        x = augment_batch(_unit(b[0]), self.augment)
         x = (x-self.stats[0])/self.stats[1]
         return (x.contiguous(memory_format=torch.channels_last) if self.channels_last else x), b[1]
 
-# %% ../../nbs/lab/00_lab.training.ipynb #80da8b8a
+# %% ../../nbs/lab/00_lab.training.ipynb #efafe613
 def image_stats(
-    x:Tensor, # Images (N,C,H,W), uint8
-)->tuple: # Mean and standard deviation, each (C,1,1), in [0,1] units
+    x:Tensor, # Images (N,C,H,W), uint8 or float
+)->tuple: # Mean and standard deviation, each (C,1,1), in [0,1] units for uint8
     "Mean and standard deviation of each channel over all images and pixels"
-    std,mean = torch.std_mean(x.float()/255, (0,2,3), keepdim=True)
+    std,mean = torch.std_mean(_unit(x), (0,2,3), keepdim=True)
     return mean[0],std[0].clamp_min(1e-3)
 
 # %% ../../nbs/lab/00_lab.training.ipynb #9e7a8445
