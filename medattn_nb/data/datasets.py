@@ -737,11 +737,10 @@ def _scan(p, report):
     if inner: return [d for o in inner for d in _scan(o, _inside(report, o.name))]
     return [((_pairs if _paired(p) else _folder)(p, report),report)]
 
-# %% ../../nbs/data/00_data.datasets.ipynb #76782901
+# %% ../../nbs/data/00_data.datasets.ipynb #bb4d09ae
 def _found(what, root, report, options):
-    "The data sets that a registered name or a path means, with what is wrong in their tables told to `report`"
-    if str(what) in _discover(): return [_make(str(what), root, report, options)]
-    return [d for d,_ in _scan(Path(what), report)]
+    "The data sets that a registered name or a path means, each with what to tell about its files"
+    return [(_make(str(what), root, report, options),report)] if str(what) in _discover() else _scan(Path(what), report)
 
 # %% ../../nbs/data/00_data.datasets.ipynb #dd62d3ce
 def check(
