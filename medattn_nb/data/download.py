@@ -14,6 +14,13 @@ from pathlib import Path
 import pandas as pd
 from ..core import ArgumentError,DataError
 
+# %% ../../nbs/data/07_data.download.ipynb #81905452
+def _escape(name):
+    "Why the path `name` could leave its folder, or ''"
+    if '\0' in name or '\\' in name: return 'a name with a backslash or a zero byte'
+    if name.startswith('/') or re.match('[A-Za-z]:', name): return 'an absolute name'
+    return 'a name with ..' if '..' in name.split('/') else ''
+
 # %% ../../nbs/data/07_data.download.ipynb #5107d6c2
 _hex64 = re.compile('[0-9a-f]{64}')
 
@@ -36,23 +43,18 @@ class Remote:
         if self.archive not in (None,'zip','tar'): raise ArgumentError('archive', self.archive, "use 'zip', 'tar' or None")
         if why:=_escape(self.into): raise ArgumentError('into', self.into, f'{why} leads out of the data set')
 
-# %% ../../nbs/data/07_data.download.ipynb #81905452
-def _escape(name):
-    "Why the path `name` could leave its folder, or ''"
-    if '\0' in name or '\\' in name: return 'a name with a backslash or a zero byte'
-    if name.startswith('/') or re.match('[A-Za-z]:', name): return 'an absolute name'
-    return 'a name with ..' if '..' in name.split('/') else ''
-
-# %% ../../nbs/data/07_data.download.ipynb #3dc32d2a
+# %% ../../nbs/data/07_data.download.ipynb #afcee980
 def _zip_members(z):
     for o in z.infolist():
         kind = stat.S_IFMT(o.external_attr>>16)
         what = 'dir' if o.is_dir() or kind==stat.S_IFDIR else 'a file under a password' if o.flag_bits&1 else 'file' if kind in (0,stat.S_IFREG) else 'a link or a device'
         yield o.orig_filename,what,o.file_size,lambda o=o: z.open(o)
 
+# %% ../../nbs/data/07_data.download.ipynb #4035ec82
 def _tar_members(t):
     for o in t: yield o.name,'file' if o.isreg() else 'dir' if o.isdir() else 'a link or a device',o.size,lambda o=o: t.extractfile(o)
 
+# %% ../../nbs/data/07_data.download.ipynb #964fd131
 @contextlib.contextmanager
 def _members(path):
     "The members of an archive of either kind: name, kind, size, function that opens it"
@@ -120,16 +122,18 @@ def safe_extract(
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return dest
 
-# %% ../../nbs/data/07_data.download.ipynb #d52e4675
+# %% ../../nbs/data/07_data.download.ipynb #3463aef3
 def _vacant(dest):
     if dest.is_dir() and not any(dest.iterdir()): return
     if dest.exists(): raise DataError(str(dest), 'something of this name that was not made here', 'rename it or choose another folder')
 
+# %% ../../nbs/data/07_data.download.ipynb #9b3c1cef
 def _put(tmp, dest):
     "Rename the finished folder `tmp` to `dest`"
     if dest.is_dir(): dest.rmdir()
     os.rename(tmp, dest)
 
+# %% ../../nbs/data/07_data.download.ipynb #71668d4f
 def _unpack_to(archive, dest, strip, keep, most, progress):
     "Plan, look for room, write"
     if not archive.is_file(): raise DataError(archive.name, 'no file of this name', 'give the path of a zip or tar file')
@@ -139,24 +143,27 @@ def _unpack_to(archive, dest, strip, keep, most, progress):
         _room(archive.name, dest, total)
         with _bar(f'unpacking {archive.name}', total, progress) as bar: _unpack(archive.name, files, dest, bar)
 
-# %% ../../nbs/data/07_data.download.ipynb #cb6e7b52
+# %% ../../nbs/data/07_data.download.ipynb #81a2d3be
 def _bar(what, total, progress, at=0):
     from tqdm import tqdm
     return tqdm(desc=what, total=total, initial=at, unit='B', unit_scale=True, unit_divisor=1024, disable=not progress)
 
+# %% ../../nbs/data/07_data.download.ipynb #1c3c70d8
 def _room(name, folder, need):
     "Raise `DataError` unless the disk of `folder` has room for `need` bytes"
     free = shutil.disk_usage(folder).free
     if need>free: raise DataError(name, f'{need/2**30:.1f} GiB to write and {free/2**30:.1f} GiB free on this disk', 'make room or choose another disk')
 
-# %% ../../nbs/data/07_data.download.ipynb #f8661539
+# %% ../../nbs/data/07_data.download.ipynb #3ac0d35d
 def _mark(headers):
     "What tells this version of a file from another: a strong `ETag`, else the date of the last change"
     tag = headers.get('ETag', '')
     return tag if tag.startswith('"') else headers.get('Last-Modified', '')
 
+# %% ../../nbs/data/07_data.download.ipynb #5dc2e148
 def _note(part): return part.with_name(part.name+'.json')
 
+# %% ../../nbs/data/07_data.download.ipynb #d605a935
 def _resume(part, r, known):
     "The bytes of `part` to go on from, and the headers that ask for the rest"
     try: mark = json.loads(_note(part).read_text())
@@ -165,18 +172,22 @@ def _resume(part, r, known):
     if not n or mark.get('url')!=r.url or not (mark.get('mark') or known): return 0,{}
     return n,{'Range':f'bytes={n}-', **({'If-Range':mark['mark']} if mark.get('mark') else {})}
 
-# %% ../../nbs/data/07_data.download.ipynb #0153109e
+# %% ../../nbs/data/07_data.download.ipynb #32fb3d47
 class _Redirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         if not newurl.startswith(('https://',req.full_url.split('//')[0]+'//')):
             raise DataError(req.full_url, f'a redirect to {newurl}', 'this is not followed: only to https, or from http to http')
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
+# %% ../../nbs/data/07_data.download.ipynb #4c822a35
 def _ask(url, headers, timeout):
     req = urllib.request.Request(url, headers={'User-Agent':'medattn_nb', 'Accept-Encoding':'identity', **headers})
     return urllib.request.build_opener(_Redirect).open(req, timeout=timeout)
 
-# %% ../../nbs/data/07_data.download.ipynb #d616a4ac
+# %% ../../nbs/data/07_data.download.ipynb #749b2903
+class _Anew(Exception): "What has arrived is of no use"
+
+# %% ../../nbs/data/07_data.download.ipynb #04e77973
 def _extent(resp, n):
     "Where the answer begins, and the size of the whole file or `None`"
     if resp.status!=206:
@@ -185,8 +196,6 @@ def _extent(resp, n):
     m = re.fullmatch(r'bytes (\d+)-\d+/(\d+|\*)', resp.headers.get('Content-Range', ''))
     if not m or int(m[1])!=n: raise _Anew('an answer that does not begin where it was asked to')
     return n,None if m[2]=='*' else int(m[2])
-
-class _Anew(Exception): "What has arrived is of no use"
 
 # %% ../../nbs/data/07_data.download.ipynb #10918261
 def _stream(r, part, known, progress, timeout):
@@ -218,7 +227,7 @@ def _refused(e, r, part):
     if e.code not in _later: raise DataError(r.file, f'the answer {e.code} {e.reason} from {r.url}', 'the file has moved or needs a login: look at the page of the data set') from None
     raise ConnectionError(f'the server answers {e.code} {e.reason}')
 
-# %% ../../nbs/data/07_data.download.ipynb #40fdcf3f
+# %% ../../nbs/data/07_data.download.ipynb #857ddbcd
 def _once(r, part, known, progress, timeout):
     "One request, with every passing trouble as a `ConnectionError`"
     try: _stream(r, part, known, progress, timeout)
@@ -226,6 +235,7 @@ def _once(r, part, known, progress, timeout):
     except TimeoutError: raise ConnectionError(f'nothing came for {timeout:g} seconds') from None
     except (urllib.error.URLError,http.client.HTTPException,ssl.SSLError) as e: raise ConnectionError(str(getattr(e, 'reason', e))) from e
 
+# %% ../../nbs/data/07_data.download.ipynb #5d46abce
 def _size(p): return p.stat().st_size if p.exists() else 0
 
 # %% ../../nbs/data/07_data.download.ipynb #192f96ac
@@ -242,7 +252,7 @@ def _patiently(r, part, known, progress, timeout, tries, wait):
         if not left: raise DataError(r.file, f'{why}', f'{_size(part):,} bytes are kept; run the same again to go on from there')
         time.sleep(min(wait*2**(tries-left), 60))
 
-# %% ../../nbs/data/07_data.download.ipynb #f77fb6d7
+# %% ../../nbs/data/07_data.download.ipynb #4f516f59
 def _sha256(path, progress=False):
     h = hashlib.sha256()
     with open(path, 'rb') as f,_bar(f'checking {path.name}', path.stat().st_size, progress) as bar:
@@ -251,6 +261,7 @@ def _sha256(path, progress=False):
             bar.update(len(b))
     return h.hexdigest()
 
+# %% ../../nbs/data/07_data.download.ipynb #9ca1600e
 def _page(path):
     "Does this look like a web page?"
     with open(path, 'rb') as f: return bool(re.match(rb'\s*<(!doctype|html|\?xml)', f.read(200), re.I))
@@ -296,7 +307,13 @@ def git_tree_sha1(
     b = b''.join(o for _,o in sorted(rows))
     return hashlib.sha1(b'tree %d\0' % len(b) + b).hexdigest()
 
-# %% ../../nbs/data/07_data.download.ipynb #296941af
+# %% ../../nbs/data/07_data.download.ipynb #2cf12fe6
+def _trusted(root, name):
+    try: return json.loads((root/f'{name}.sha256.json').read_text())
+    except FileNotFoundError: return {}
+    except ValueError: raise DataError(f'{name}.sha256.json', 'a file that is no JSON', 'restore it, or delete it to trust the next download') from None
+
+# %% ../../nbs/data/07_data.download.ipynb #73b788f6
 def _sums(remotes, name, root, trust, sha256):
     "File -> the SHA-256 to expect, or `None` where the first one is trusted or a tree decides"
     given = {remotes[0].file:sha256} if isinstance(sha256, str) else dict(sha256 or {})
@@ -308,18 +325,14 @@ def _sums(remotes, name, root, trust, sha256):
     if open_ and not trust: raise DataError(name, f"no published check sum for {', '.join(open_)}", 'pass a sum that you know as sha256=, or trust=True to accept the first download and have its sum recorded for every later one')
     return want
 
-def _trusted(root, name):
-    try: return json.loads((root/f'{name}.sha256.json').read_text())
-    except FileNotFoundError: return {}
-    except ValueError: raise DataError(f'{name}.sha256.json', 'a file that is no JSON', 'restore it, or delete it to trust the next download') from None
-
-# %% ../../nbs/data/07_data.download.ipynb #176df661
+# %% ../../nbs/data/07_data.download.ipynb #b7e2f611
 def _write_json(path, obj):
     "Write a JSON file in one step"
     tmp = path.with_name(path.name+'.tmp')
     tmp.write_text(json.dumps(obj, indent=1)+'\n')
     os.replace(tmp, path)
 
+# %% ../../nbs/data/07_data.download.ipynb #513454a5
 def _trust(root, name, r, got):
     "Record a sum that nobody published"
     _write_json(root/f'{name}.sha256.json', {**_trusted(root, name), r.file:dict(url=r.url, sha256=got)})
@@ -404,9 +417,10 @@ def _all(remotes, root, name, want, patience, most, progress):
         got.append((r,path,h))
     _assemble(name, got, work, root/name, most, progress)
 
-# %% ../../nbs/data/07_data.download.ipynb #dac7c976
+# %% ../../nbs/data/07_data.download.ipynb #5f891d6e
 _isic = 'https://isic-challenge-data.s3.amazonaws.com'
 
+# %% ../../nbs/data/07_data.download.ipynb #df0012af
 def _isic2017():
     "The twelve files of the ISIC 2017 challenge"
     for side in ('Training','Validation','Test_v2'):
@@ -415,12 +429,13 @@ def _isic2017():
             f = f'ISIC-2017_{side}_{part}'
             yield Remote(f'{_isic}/2017/{f}', None, f, archive='zip' if f.endswith('zip') else None)
 
-# %% ../../nbs/data/07_data.download.ipynb #fbffbe63
+# %% ../../nbs/data/07_data.download.ipynb #c99952a9
 _isic2018 = (
     Remote(f'{_isic}/2018/ISIC2018_Task1-2_Training_Input.zip', '80f98572347a2d7a376227fa9eb2e4f7459d317cb619865b8b9910c81446675f',
         'ISIC2018_Task1-2_Training_Input.zip', 11_165_358_566, 'zip'), # torch-em, torch_em/data/datasets/medical/isic.py
     Remote(f'{_isic}/2018/ISIC2018_Task2_Training_GroundTruth_v3.zip', None, 'ISIC2018_Task2_Training_GroundTruth_v3.zip', archive='zip'))
 
+# %% ../../nbs/data/07_data.download.ipynb #515ffecf
 _zenodo = 'https://zenodo.org/records/17219542/files'
 _idrid = (
     Remote(f'{_zenodo}/A.%20Segmentation.zip?download=1',
@@ -428,13 +443,15 @@ _idrid = (
     Remote(f'{_zenodo}/B.%20Disease%20Grading.zip?download=1',
         '8a9f4752b35d74cc35ff48b21ad44f295a6f800110ec218fc2d1c264803e4d8c', 'B. Disease Grading.zip', 212_405_123, 'zip')) # as above; one adds that the MD5 is the one Zenodo shows
 
+# %% ../../nbs/data/07_data.download.ipynb #9d9adbac
 _xray = (Remote('https://data.mendeley.com/public-files/datasets/rscbjbr9sj/files/f12eaf6d-6023-432f-acc9-80c9d7393433/file_downloaded',
     '13efc055629733dbab07877f8b3c9f81097840dbcdaa326a8542322c2281ce36', 'ChestXRay2017.zip', 1_235_512_464, 'zip', 1, keep=('train/*.jpeg','test/*.jpeg')),) # three public projects
 
-# %% ../../nbs/data/07_data.download.ipynb #fabdf861
+# %% ../../nbs/data/07_data.download.ipynb #00dd870e
 def _github(repo, commit, keep, trees):
     return (Remote(f'https://github.com/{repo}/archive/{commit}.zip', None, f"{repo.split('/')[1]}.zip", archive='zip', strip=1, keep=keep, trees=trees),)
 
+# %% ../../nbs/data/07_data.download.ipynb #16e6a97c
 _brain = _github('SartajBhuvaji/Brain-Tumor-Classification-DataSet', '3ea9f4eae54c67e5bddbf6f7a73582967a5f5f79', ('Training/*.jpg','Testing/*.jpg'),
     (('Training','6102bf4a4932affce289f5ac7b137334ddc57e2d'),('Testing','92bb12cb3d5e0257fe390670a2277362bb071736')))
 _covid = _github('KamalEyubov/sose2020-idv', '6b3a565629e81220ae89010dceaa2ef1566e23e0', ('Images/*.png','Images/*.jpg','Data-split/*.txt'),
