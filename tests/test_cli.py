@@ -174,14 +174,31 @@ def test_data_check_lists_every_bad_file(sh, tmp_path):
     picture(d/'mask.png', 8); (d/'b.png').write_text('no picture')
     (d/'manifest.csv').write_text('file,label,mask\na.png,sick,\nb.png,sick,\nc.png,well,mask.png\nd.png,well,\n')
     code,out,err = sh('data check mine')
-    assert code==1 and [o.split(':')[0] for o in out.splitlines()[:-1]]==['b.png','mask.png','d.png'] and '3 problems in 3 places' in out
-    (d/'manifest.csv').write_text('file,label\na.png,sick\nc.png,well\n')
-    assert sh('data check mine')==(0, '2 images checked, no problems\n', '')
+    told = out[out.index('Problems (3)'):].splitlines()[1:4]
+    assert code==1 and [o.split(':')[0].strip() for o in told]==['b.png','mask.png','d.png'] and out.endswith('\n4 images checked, 3 problems, 1 warning\n')
+    (d/'manifest.csv').write_text('file,label,split\na.png,sick,train\nc.png,well,test\n')
+    code,out,err = sh('data check mine')
+    assert (code,err)==(0,'') and out.endswith('\n2 images checked, no problems, 2 warnings\n')
+    assert 'identical in another part, counted on the later side: 1 in test' in out and 'carry two classes: 1, such as a.png (sick) and c.png (well)' in out
     assert 'mine' in sh(f'data list --data-root .')[1]
+
+def test_data_check_by_name(sh, tmp_path):
+    code,out,err = sh('data check covid-ct .')
+    assert code==1 and 'looked for' in out and 'Clone github.com/UCSD-AI4H/COVID-CT' in out
+    code,out,err = sh('data check phantom-texture --option n=12 --option size=32')
+    assert (code,err)==(0,'') and 'lesion' in out and out.endswith('12 images checked, no problems, no warnings\n')
+    code,out,err = sh('data check phantom-texture --option sise=32')
+    assert code==2 and 'options of phantom-texture' in err
 
 def test_data_check_of_nothing(sh):
     code,out,err = sh('data check nowhere')
     assert code==1 and 'nowhere' in out
+
+def test_data_card(sh):
+    code,out,err = sh('data list covid-ct')
+    assert code==0 and all(re.search(f'^{o} +[^ ]', out, re.M) for o in ('title','task','classes','licence','citation','how to get','notes')) and max(map(len, out.splitlines()))<=100
+    code,out,err = sh('data list covid-cd')
+    assert code==2 and 'choose one of' in err and 'covid-ct' in err
 
 def test_data_list(sh):
     code,out,err = sh('data list')

@@ -711,7 +711,7 @@ def available(
     return pd.DataFrame([dict(name=o.name, title=o.title, task=o.task, images=o.images, licence=o.licence, synthetic=o.synthetic, found=found(o)) for o in infos],
                         columns=['name','title','task','images','licence','synthetic','found'])
 
-# %% ../../nbs/data/00_data.datasets.ipynb #5aa0ca7c
+# %% ../../nbs/data/00_data.datasets.ipynb #487343ff
 def about(
     name:str, # A registered name
 )->pd.Series: # Field -> text
@@ -722,7 +722,7 @@ def about(
     d['published counts'] = '; '.join(' '.join(map(str, filter(None, o))) for o in info.counts)
     d['direct download'] = 'yes, medattn data get '+name if info.get else ''
     d['options'] = ', '.join(str(o) for o in list(inspect.signature(fn).parameters.values())[2:])
-    return pd.Series({k.replace('_',' '):', '.join(map(str, v)) if isinstance(v, tuple) else str(v) for k,v in d.items() if v not in (None,'',())}, name=name)
+    return pd.Series({k.replace('_',' '):', '.join(map(str, v)) if isinstance(v, tuple) else str(v) for k,v in d.items() if v not in (None,'',(),'uint8')}, name=name)
 
 # %% ../../nbs/data/00_data.datasets.ipynb #dd32b72a
 def _inside(report, folder): return lambda file,*a: report(f'{folder}/{file}', *a)

@@ -48,7 +48,7 @@ def twins(
     i,j,c = (np.concatenate(o) for o in zip(*found)) if found else ([],[],[])
     return pd.DataFrame(dict(i=i, j=j, correlation=c)).sort_values(['correlation','i','j'], ascending=[False,True,True], ignore_index=True)
 
-# %% ../../nbs/data/05_data.quality.ipynb #dc3bc7d0
+# %% ../../nbs/data/05_data.quality.ipynb #74e90852
 def near_groups(
     data:Data, # Any data set
     threshold:float=.995, # Correlation of 24x24 thumbnails above which two pictures are one
@@ -62,7 +62,10 @@ def near_groups(
 
 def _first_equal(data):
     "For each image the first one whose picture file is identical"
-    sha = pd.Series([o.split()[0] for o in data.contents])
+    def one(i):
+        try: return data.reader.content(data._rows[i]).split()[0]
+        except DataError: return f'unreadable {i}'
+    sha = pd.Series(_each(one, len(data)))
     return sha.map({k:i for i,k in reversed(list(enumerate(sha)))}).to_numpy(int)
 
 # %% ../../nbs/data/05_data.quality.ipynb #567506e8
@@ -109,12 +112,13 @@ def survey(
     table = pd.DataFrame([dict.fromkeys(cols, np.nan) if b else o[0] for o,b in zip(found, bad)], columns=cols)
     return table,np.stack([np.zeros(576, np.float32) if b else o[1] for o,b in zip(found, bad)]),[None if b else o[2] for o,b in zip(found, bad)]
 
-# %% ../../nbs/data/05_data.quality.ipynb #a7abc678
+# %% ../../nbs/data/05_data.quality.ipynb #16232495
 @dataclass(repr=False)
 class Audit:
     "What `audit` found"
     name:str # Name of the data set
     where:str # Its folder, as it was given
+    images:int=0 # How many were looked at
     problems:list=field(default_factory=list) # (file, problem, fix)
     warnings:list=field(default_factory=list) # Sentences
     facts:dict=field(default_factory=dict) # Name -> text
@@ -149,28 +153,36 @@ def _sizes(a, data, seen):
     g = ok.assign(wide=ok.width/ok.height).groupby(data.items['class'][ok.index])[['height','wide','mean','sd']]
     a.tables['Medians by class: rows, width / rows, mean and SD of grey values'] = g.median().round(2).rename_axis(None)
 
-# %% ../../nbs/data/05_data.quality.ipynb #b828a154
+# %% ../../nbs/data/05_data.quality.ipynb #0c16d373
+def _later(side, i, j):
+    "How many images have a partner on an earlier side, as text by side; `i` and `j` are pairs"
+    order = np.array([SPLITS.index(o) if o in SPLITS else -1 for o in side])
+    i,j = np.r_[i,j],np.r_[j,i]
+    late = np.unique(i[(order[i]>order[j])&(order[j]>=0)])
+    n = pd.Series(side[late]).value_counts()
+    return ', '.join(f'{n[s]} in {s}' for s in SPLITS if s in n)
+
+# %% ../../nbs/data/05_data.quality.ipynb #bc1913c4
+def _equal_pairs(data, side):
+    "Each image with the first of its identical ones, and with the first of these on every side"
+    first = _first_equal(data)
+    lead = pd.Series(np.arange(len(data))).groupby([first,side]).first()
+    p = pd.DataFrame(dict(i=first, j=np.arange(len(data))))
+    more = [p.assign(i=[lead.get((f,s), f) for f in first]) for s in SPLITS]
+    return p.query('i!=j'),pd.concat([p,*more]).query('i!=j')
+
+# %% ../../nbs/data/05_data.quality.ipynb #950c0c3b
 def _pairs(a, data, thumbs, threshold):
     "Identical and nearly identical pictures: on two sides, or with two classes"
     side,cls = data.items.split.to_numpy(str),data.items['class'].to_numpy(str)
-    try: first = _first_equal(data)
-    except DataError: first = np.arange(len(data))
-    same = pd.DataFrame(dict(i=first, j=np.arange(len(data)))).query('i!=j')
+    same,by_side = _equal_pairs(data, side)
     near = twins(thumbs, threshold)
-    for what,p,how in (('identical',same,'files'),('nearly identical',near,f'thumbnail correlation above {threshold:g}')):
+    for what,p,full,how in (('identical',same,by_side,'files'),('nearly identical',near,near,f'thumbnail correlation above {threshold:g}')):
         i,j = p.i.to_numpy(int),p.j.to_numpy(int)
         a.facts[what] = f'pairs of pictures: {len(p)} ({how})'
-        two = (side[i]!=side[j])&(side[i]!='')&(side[j]!='')
-        if two.any(): a.warnings.append(f"pictures with one that is {what} in another part, counted on the later side: {_test_side(side, i[two], j[two])}; split by near_groups")
+        if late := _later(side, full.i.to_numpy(int), full.j.to_numpy(int)): a.warnings.append(f"pictures with one that is {what} in another part, counted on the later side: {late}; split by near_groups")
         k = np.flatnonzero(cls[i]!=cls[j])
         if len(k): a.warnings.append(f"{what} pairs that carry two classes: {len(k)}, such as {data.items.file[i[k[0]]]} ({cls[i[k[0]]]}) and {data.items.file[j[k[0]]]} ({cls[j[k[0]]]})")
-
-def _test_side(side, i, j):
-    "How many images of the later side are concerned, as text"
-    order = {o:k for k,o in enumerate(SPLITS)}
-    later = {int(x) if order[side[x]]>order[side[y]] else int(y) for x,y in zip(i,j)}
-    n = pd.Series([side[o] for o in later]).value_counts()
-    return ', '.join(f'{n[s]} in {s}' for s in SPLITS if s in n)
 
 # %% ../../nbs/data/05_data.quality.ipynb #dee21cf1
 def _audit(a, data, report, threshold):
@@ -184,7 +196,7 @@ def _audit(a, data, report, threshold):
     if len(t): a.warnings.append(f"groups on two sides of the split: {len(t)} of {data.items.group.nunique()}, with {int(t.to_numpy().sum())} images; use split_groups")
     return a
 
-# %% ../../nbs/data/05_data.quality.ipynb #1dcb736a
+# %% ../../nbs/data/05_data.quality.ipynb #f66ff55a
 def audits(
     what, # `Data`, the name of a registered set, or a path as for `check`, which may hold several sets
     root=None, # Where to look for a registered set, as for `load`
@@ -195,11 +207,11 @@ def audits(
     said = []
     def report(*o): said.append(tuple(map(str, o)))
     try: sets = [(what,report)] if isinstance(what, Data) else datasets._found(what, root, report, options)
-    except DataError as e: return [Audit(Path(what).name, str(root or ''), [*said,(e.name,e.value,e.fix)])]
+    except DataError as e: return [Audit(Path(what).name, str(root or ''), 0, [*said,(e.name,e.value,e.fix)])]
     tables,out = list(said),[]
     for data,tell in sets:
         said.clear()
-        a = _audit(Audit(data.info.name, str(root or '')), data, tell, threshold)
+        a = _audit(Audit(data.info.name, str(root or ''), len(data)), data, tell, threshold)
         a.problems = [o for o in tables if len(sets)==1 or o[0].startswith(f'{data.root.name}/')]+list(said)
         out.append(a)
     return out

@@ -272,15 +272,25 @@ def _one(exps):
     if len(exps)!=1: raise ArgumentError('table', exps[0].paper, f"name one of its tables: {', '.join(o.name for o in exps)}")
     return exps
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #5ee09869
-@_command('data list', 'medattn data list --data-root data', _root)
+# %% ../../nbs/lab/50_lab.cli.ipynb #75ee28d8
+@_command('data list', 'medattn data list --data-root data', _arg('name', nargs='?', metavar='NAME', help='say all that is known about one data set'), _root)
 def _data_list(a):
     "List the data sets that have a loader, and whether they are here"
     from medattn_nb.data.datasets import available
+    if a.name: return print(_card(a.name))
     df = available(a.data_root)
     where = ['synthetic' if s else 'yes' if f else 'no' for s,f in zip(df.synthetic, df.found)]
-    print(_grid([['name','what it is','images','here'], *([n,t,str(i),w] for n,t,i,w in zip(df.name, df.title, df.images, where))]))
-    for o in _manifests(a.data_root): print(f'{o}: a folder with a manifest.csv, loads by this name')
+    print(_grid([['name','task','what it is','images','here'], *([n,k,t,str(i),w] for n,k,t,i,w in zip(df.name, df.task, df.title, df.images, where))]))
+    for o in _manifests(a.data_root):
+        if o not in set(df.name): print(f'{o}: a folder with a manifest.csv, loads by this name')
+
+def _card(name):
+    "All that is known about a data set, wrapped"
+    import textwrap
+    from medattn_nb.data.datasets import about
+    d = about(name)
+    w = max(map(len, d.index))+2
+    return '\n'.join(textwrap.fill(str(v), 100, initial_indent=f'{k:<{w}}', subsequent_indent=' '*w) for k,v in d.items())
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #ca442d1a
 def _manifests(root):
@@ -288,16 +298,18 @@ def _manifests(root):
     base = Path(root or os.environ.get('MEDATTN_DATA') or os.devnull).expanduser()
     return sorted(o.parent.name for o in base.glob('*/manifest.csv')) if base.is_dir() else []
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #4dbf6ffe
-@_command('data check', 'medattn data check my-images', _arg('path', metavar='PATH', help='a folder of images, a manifest.csv, or a folder of data sets'))
+# %% ../../nbs/lab/50_lab.cli.ipynb #b90d3cd7
+@_command('data check', 'medattn data check my-images', _arg('what', metavar='NAME|PATH', help='a data set by name; or a folder of images, a manifest.csv, a folder of data sets'),
+    _arg('root', nargs='?', metavar='ROOT', help="where a data set's folder is (default: the environment variable MEDATTN_DATA)"),
+    _arg('--option', action='append', default=[], metavar='KEY=VALUE', help='an option of its loader, as --option task=segmentation; may be repeated'))
 def _data_check(a):
-    "Read every image and mask under PATH and list all that is wrong"
-    from medattn_nb.data.datasets import check
-    bad = check(a.path)
-    for o in bad.itertuples(): print(f'{o.file}: {o.problem}; {o.fix}')
-    n,files = bad.attrs['images'],bad.file.nunique()
-    print(f"{n} image{'s'*(n!=1)} checked, " + (f"{len(bad)} problem{'s'*(len(bad)!=1)} in {files} place{'s'*(files!=1)}" if len(bad) else 'no problems'))
-    return int(len(bad)>0)
+    "Read every image and mask once: counts, sizes, masks, duplicates, leaks, and all that is wrong"
+    from medattn_nb.data.quality import audits
+    found = audits(a.what, a.root, **dict(o for p in a.option for o in _options(p)))
+    print('\n\n'.join(map(str, found))+'\n')
+    n,bad,told = (sum(o) for o in zip(*((o.images,len(o.problems),len(o.warnings)) for o in found)))
+    print(f"{n} image{'s'*(n!=1)} checked, {bad or 'no'} problem{'s'*(bad!=1)}, {told or 'no'} warning{'s'*(told!=1)}")
+    return int(bad>0)
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #33d29228
 def _bench_line(group, r):
