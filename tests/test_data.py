@@ -356,13 +356,13 @@ def test_load_errors(tmp_path, monkeypatch):
     assert str(tmp_path/'covid-ct') in str(e.value) and 'Clone' in str(e.value)
     (tmp_path/'covid-ct').mkdir()
     with pytest.raises(DataError, match='a folder without its files'): load('covid-ct', tmp_path)
-    with pytest.raises(ArgumentError, match='choose one of covid-ct, phantom-texture'): load('covid')
+    with pytest.raises(ArgumentError, match='choose one of .*covid-ct, .*phantom-texture'): load('covid')
     with pytest.raises(ArgumentError, match='options of covid-ct: none'): load('covid-ct', tmp_path, size=9)
 
 def test_load_by_environment(official, monkeypatch):
     for o in (official, official.parent):
         monkeypatch.setenv('MEDATTN_DATA', str(o))
-        assert len(load('covid-ct'))==9 and available().set_index('name').found.to_dict()=={'covid-ct':True, 'phantom-texture':True}
+        assert len(load('covid-ct'))==9 and available().query('found and not synthetic').name.tolist()==['covid-ct']
     monkeypatch.setenv('MEDATTN_DATA', str(official/'Data-split'))
     assert not available().set_index('name').found['covid-ct']
 
@@ -436,3 +436,137 @@ def test_real_covid():
 def test_real_covid_as_a_manifest():
     d = from_manifest(real('covid-ct'), classes=('NonCOVID','COVID'))
     assert d.fingerprint==load('covid-ct', real('covid-ct')).fingerprint and d.describe().loc['all','all']==746
+
+# --- structures and attributes -------------------------------------------------------------------------
+def planes(k=2, hw=(6,8)): return np.random.default_rng(k).random((k,*hw))<.4
+
+@pytest.fixture
+def painted(tmp_path):
+    "Four pictures; masks of two structures in three forms: an index file, a colour file, a file each"
+    root = tmp_path/'painted'
+    m = {i:planes(2+0*i) if i else np.zeros((2,6,8), bool) for i in range(3)}
+    for i in range(4): pic(root/f'{i}.png')
+    for i,(a,b) in m.items():
+        for k,o in (('a',a),('b',b)): (root/k).mkdir(exist_ok=True); Image.fromarray(o).save(root/f'{k}/{i}.png')
+        index = a+2*b.astype(np.uint8)
+        (root/'index').mkdir(exist_ok=True); Image.fromarray(index).save(root/f'index/{i}.png')
+        pal = Image.fromarray(index).convert('P'); pal.putpalette([0,0,0, 255,0,0, 0,255,0, 0,0,255]); pal.putdata(index.ravel().tolist())
+        (root/'palette').mkdir(exist_ok=True); pal.save(root/f'palette/{i}.png')
+        (root/'colour').mkdir(exist_ok=True); pal.convert('RGB').save(root/f'colour/{i}.png')
+    return root,m
+
+VALUES = {'a':[1,3], 'b':[2,3]}
+COLOURS = {'a':['#ff0000','#0000FF'], 'b':['#00ff00',(0,0,255)]}
+
+@pytest.mark.parametrize('form,masks', [('index',VALUES), ('palette',VALUES), ('colour',COLOURS), ('palette',COLOURS)])
+def test_one_file_for_all_structures(painted, form, masks):
+    root,m = painted
+    sheet(root, file=[f'{i}.png' for i in range(4)], mask=[f'{form}/{i}.png' for i in range(3)]+[''])
+    d = from_manifest(root, masks=masks)
+    assert d.info.masks==('a','b') and d.info.task=='segmentation' and d.classes==['image'] and d.masks(3) is None and d.mask(3) is None and d.labelmap(3) is None
+    for i,o in m.items(): assert (d.masks(i)==o).all() and (d.mask(i)==o.any(0)).all() and (d.labelmap(i)==np.where(o[1], 2, o[0])).all()
+    d = from_manifest(root, masks=masks, missing='empty')
+    assert d.masks(3).shape==(2,6,8) and not d.masks(3).any()
+
+def test_a_file_for_each_structure(painted):
+    root,m = painted
+    cols = {'mask:b':['b/0.png','b/1.png','',''], 'mask:a':['a/0.png','a/1.png','a\\2.png','']}
+    sheet(root, file=[f'{i}.png' for i in range(4)], **cols)
+    d = from_manifest(root)
+    assert d.info.masks==('b','a') and (d.masks(1)==m[1][::-1]).all() and (d.masks(2)[1]==m[2][0]).all() and not d.masks(2)[0].any() and d.masks(3) is None
+    one = d.fingerprint
+    Image.fromarray(~m[1][0]).save(root/'a/1.png')
+    assert from_manifest(root).fingerprint!=one, 'the fingerprint covers every mask file'
+    kept = from_manifest(from_manifest(root).to_manifest(root.parent/'kept.csv'))
+    assert kept.fingerprint==from_manifest(root).fingerprint and kept.info.masks==('b','a')
+    with pytest.raises(ArgumentError, match='files of their own: b, a'): from_manifest(root, masks=('a','b'))
+
+def test_each_mask_file_is_checked(painted):
+    root,m = painted
+    pic(root/'b/9.png', (5,8))
+    sheet(root, file=['0.png','1.png','2.png'], **{'mask:a':['a/0.png','a/1.png','a/2.png'], 'mask:b':['b/0.png','b/9.png','b/none.png']})
+    with pytest.raises(DataError, match='b/9.png: got a mask of 5x8 pixels'): from_manifest(root)
+    assert check(root).file.tolist()==['b/9.png','b/none.png']
+
+def test_an_index_in_a_jpeg_is_refused(painted):
+    root,m = painted
+    Image.open(root/'index/1.png').save(root/'1.jpg')
+    sheet(root, file=['1.png'], mask=['1.jpg'])
+    with pytest.raises(DataError, match='1.jpg'): from_manifest(root, masks=('a','b')).masks(0)
+
+@pytest.mark.parametrize('masks', [{'a':'red'}, {'a':-1}, {'a':[1,'#12']}, {'a':1.5}])
+def test_bad_values(painted, masks):
+    sheet(painted[0], file=['0.png'], mask=['index/0.png'])
+    with pytest.raises(ArgumentError, match="a colour such as '#ff0000'"): from_manifest(painted[0], masks=masks)
+
+def test_mask_tensors(painted):
+    root,m = painted
+    sheet(root, file=['0.png','1.png','2.png'], mask=[f'index/{i}.png' for i in range(3)])
+    d = from_manifest(root, masks=VALUES)
+    p,l,o = (d.mask_tensors((6,8), kind=k) for k in ('planes','labels','any'))
+    assert p.shape==(3,2,6,8) and p.dtype==torch.bool and (p.numpy()==np.stack(list(m.values()))).all()
+    assert l.shape==(3,6,8) and l.dtype==torch.uint8 and (l==torch.where(p[:,1], 2, p[:,0].long())).all() and o.shape==(3,1,6,8) and (o[:,0]==p.any(1)).all()
+    assert d.mask_tensors(16, kind='planes').shape==(3,2,16,16) and set(d.mask_tensors(16, kind='labels').unique().tolist())<={0,1,2}
+    with pytest.raises(ArgumentError, match="'any', 'planes' or 'labels'"): d.mask_tensors(8, kind='plane')
+    assert d.tensors((6,10)).shape==(3,1,6,10)
+
+def test_attributes(tmp_path):
+    for i in range(4): pic(tmp_path/f'{i}.png')
+    sheet(tmp_path, file=[f'{i}.png' for i in range(4)], **{'has:hair':['1','no','','TRUE'], 'has:ink':['0','0','1','unknown'], 'has':['x']*4})
+    d = from_manifest(tmp_path)
+    assert d.info.attributes==('hair','ink') and d.info.task=='multilabel' and np.array_equal(d.attributes, np.array([[1,0],[0,0],[np.nan,1],[1,np.nan]], np.float32), equal_nan=True)
+    assert d.attributes.dtype==np.float32 and d.take([2,3]).attributes.shape==(2,2) and 'has' in d.items
+    one = d.split_fingerprint
+    sheet(tmp_path, file=[f'{i}.png' for i in range(4)], **{'has:hair':['1','no','','TRUE'], 'has:ink':['0','0','1','1']})
+    assert from_manifest(tmp_path).split_fingerprint!=one and from_manifest(tmp_path).fingerprint==d.fingerprint
+    sheet(tmp_path, file=['0.png'], **{'has:hair':['perhaps']})
+    with pytest.raises(DataError, match="0.png: got 'perhaps' in column has:hair"): from_manifest(tmp_path)
+
+# --- images and masks folders --------------------------------------------------------------------------
+def test_images_and_masks(tmp_path):
+    for i in range(3): pic(tmp_path/f'images/p{i}/x.jpg')
+    for i in range(2): pic(tmp_path/f'masks/p{i}/x_mask.png', value=i)
+    d = from_folder(tmp_path, group=r'(p\d)')
+    assert d.info.task=='segmentation' and [d.mask(i) is None or d.mask(i).any() for i in range(3)]==[False,True,True] and d.items.group.tolist()==['p0','p1','p2']
+    assert from_folder(tmp_path, missing='empty').mask(2).shape==(6,8)
+    assert not len(check(tmp_path))
+
+def test_a_folder_for_each_structure(tmp_path):
+    for s in ('train','val'):
+        pic(tmp_path/f'{s}/images/a.png'); pic(tmp_path/f'{s}/masks/kidney/a.png', value=1)
+    pic(tmp_path/'val/masks/pelvis/a.png', value=1)
+    d = from_folder(tmp_path)
+    assert d.items.split.tolist()==['train','valid'] and set(d.info.masks)=={'kidney','pelvis'} and d.masks(0).any((1,2)).sum()==1 and d.masks(1).all()
+
+@pytest.mark.parametrize('extra', ['masks/z.png','masks/sub/z.png'])
+def test_a_mask_without_an_image(tmp_path, extra):
+    for o in ('images/a.png','masks/a.png'): pic(tmp_path/o)
+    pic(tmp_path/extra)
+    with pytest.raises(DataError, match='z.png: got a mask without an image'): from_folder(tmp_path)
+
+def test_images_without_any_mask(tmp_path):
+    pic(tmp_path/'images/a.png'); (tmp_path/'masks').mkdir()
+    assert from_folder(tmp_path).mask(0) is None
+
+# --- float pictures and readers of one's own -----------------------------------------------------------
+class Ramp:
+    "Four modalities, drawn"
+    def image(self, row): return np.full((9,12,4), row.number, np.float32)+np.arange(4, dtype=np.float32)/10
+    def masks(self, row): return np.zeros((1,9,12), bool)
+    def content(self, row): return f'ramp {row.number}'
+
+def test_float_pictures_of_four_modalities():
+    d = Data(DataSet('ramp', classes=('a',), channels=4, dtype='float32'), pd.DataFrame(dict(file=list('abc'), label=0, number=range(3))), None, Ramp())
+    x = d.tensors((9,12))
+    assert x.shape==(3,4,9,12) and x.dtype==torch.float32 and torch.allclose(x[2,3], torch.tensor(2.3)) and d.tensors(6).shape==(3,4,6,6)
+
+@pytest.mark.parametrize('kw', [dict(channels=0), dict(channels='3'), dict(task='detection'), dict(dtype='float64'), dict(missing='none')])
+def test_bad_descriptions(kw):
+    with pytest.raises(ArgumentError): DataSet('x', **kw)
+
+def test_tensors_by_threads_are_in_order(tmp_path):
+    a = [pic(tmp_path/f'{i:02d}.png', value=i) for i in range(70)]
+    sheet(tmp_path, file=[f'{i:02d}.png' for i in range(70)], label=['a','b']*35)
+    assert (from_manifest(tmp_path).tensors((6,8))[:,0,0,0]==torch.arange(70)).all()
+    (tmp_path/'41.png').write_text('x'); (tmp_path/'65.png').write_text('x')
+    with pytest.raises(DataError, match='41.png'): from_manifest(tmp_path, verify=False).tensors(8)
