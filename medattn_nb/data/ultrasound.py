@@ -277,10 +277,10 @@ def upjo(
     def deal(f): return lambda d: f(d, fractions or _shares[split], seed)
     return _choose(data, split, dict(grouped=deal(split_groups), paper=deal(random_split), none=None))
 
-# %% ../../nbs/data/40_data.ultrasound.ipynb #ebcca1a7
+# %% ../../nbs/data/40_data.ultrasound.ipynb #7c7146bf
 def study_of(
-    name:str, # A frame's name in the authors' repository, such as '20210223_S0000005_US000001_069.jpg'
-)->str: # Such as '20210223_S0000005' or '130510'
+    name:str, # A frame's name in the authors' repository, such as '19990102_S0000005_US000001_069.jpg'
+)->str: # Such as '19990102_S0000005' or '010203'
     "The study that a frame was cut from, as far as its name tells; else the name without its frame number"
     stem = name.rsplit('/', 1)[-1].rsplit('.', 1)[0]
     m = re.search(r'\d{8}_S\d+', stem) or re.match(r'(\d{6})(?=_\d{10}(_|$)|\d{4}(_|$))', stem)
