@@ -130,7 +130,7 @@ def test_sheets(tmp_path):
         assert got.columns.tolist()==['FILE NAME','n','URL'] and got['FILE NAME'].tolist()==['a(1)','b'] and got.URL.tolist()==['x',''] and float(got.n[0])==1, o
     assert read_sheet(tmp_path/'t.xlsx').n.tolist()==['1','2.5']
 
-@pytest.mark.parametrize('f,content', [('a.xlsx',b'no'), ('a.xls',b'no'), ('a.csv',b'\xff\xfe\x00\xd8'), ('a.xlsx',None), ('a.xls',None), ('a.csv',None), ('e.xlsx',b''), ('e.csv',b'')])
+@pytest.mark.parametrize('f,content', [('a.xlsx',b'no'), ('a.xls',b'no'), ('a.xlsx',None), ('a.xls',None), ('a.csv',None), ('e.xlsx',b''), ('e.csv',b'')])
 def test_sheets_that_are_none(tmp_path, f, content):
     if content is not None: (tmp_path/f).write_bytes(content)
     with pytest.raises(DataError, match=f'{f}: got (no file|a file that cannot be read as a table)'): read_sheet(tmp_path/f, f)

@@ -8,8 +8,8 @@ Docs: https://medattn.github.io/medattn_nb/data/data.chest.html.md"""
 __all__ = ['info', 'radiography', 'patient_of', 'subtype_of', 'merge_groups', 'file_keys', 'chest_xray_pneumonia', 'read_sheet',
            'covid19_radiography']
 
-# %% ../../nbs/data/34_data.chest.ipynb #65cfce71
-import hashlib,io,re
+# %% ../../nbs/data/34_data.chest.ipynb #d69bbb32
+import csv,hashlib,io,re
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -132,7 +132,16 @@ def _cells(p, engine):
     import openpyxl
     return [list(o) for o in openpyxl.load_workbook(p, read_only=True, data_only=True).worksheets[0].iter_rows(values_only=True)]
 
-# %% ../../nbs/data/34_data.chest.ipynb #6143063b
+# %% ../../nbs/data/34_data.chest.ipynb #ab5e2c49
+def _lines(p):
+    "The rows of a CSV file in UTF-8 or, as old spreadsheets write it, Latin 1; separated by the commonest of comma, semicolon and tab"
+    b = p.read_bytes()
+    try: t = b.decode('utf-8-sig')
+    except UnicodeDecodeError: t = b.decode('latin-1')
+    rows = list(csv.reader(io.StringIO(t), delimiter=max(',;\t', key=t.split('\n', 1)[0].count)))
+    return [(o+['']*len(rows[0]))[:len(rows[0])] for o in rows if any(o)]
+
+# %% ../../nbs/data/34_data.chest.ipynb #820cb8a3
 def read_sheet(
     path, # A .xlsx, .xls or .csv file (comma or semicolon)
     name:str|None=None, # What to call it in an error; default: its path
@@ -142,10 +151,7 @@ def read_sheet(
     engine = {'.xls':'xlrd','.xlsx':'openpyxl'}.get(p.suffix.lower())
     if engine and find_spec(engine) is None: raise MissingPackage('path', name, f'install the package that reads it with `pip install {engine}`, or save the table as CSV')
     try:
-        if not engine:
-            t = pd.read_csv(p, dtype=str, keep_default_na=False, sep=None, engine='python', encoding='utf-8-sig')
-            return t.rename(columns=lambda o: str(o).strip()).map(str.strip)
-        rows = [[_text(v) for v in o] for o in _cells(p, engine)]
+        rows = [[_text(v) for v in o] for o in (_cells(p, engine) if engine else _lines(p))]
         return pd.DataFrame(rows[1:], columns=rows[0])
     except FileNotFoundError: raise DataError(name, 'no file of this name', 'take it from the archive') from None
     except Exception as e: raise DataError(name, f'a file that cannot be read as a table ({type(e).__name__})', 'take it from the archive again, or save it as CSV in UTF-8') from e
