@@ -31,16 +31,17 @@ def augmentation(
         return f
     return enter
 
-# %% ../../nbs/data/25_data.augment.ipynb #4cd8e749
+# %% ../../nbs/data/25_data.augment.ipynb #5f74c6af
 def _coin(x, p=.5):
     "Which images are changed: each with probability `p`"
     return dict(on=torch.rand(len(x), 1, 1, 1, device=x.device)<p)
 
+# %% ../../nbs/data/25_data.augment.ipynb #9f845c36
 def _where(on, changed, x):
     "The images of `changed` where `on`, else those of `x`"
     return torch.where(on.view(-1, *[1]*(x.ndim-1)), changed, x)
 
-# %% ../../nbs/data/25_data.augment.ipynb #29db7568
+# %% ../../nbs/data/25_data.augment.ipynb #d7deed3f
 @augmentation(_coin, 'move')
 def hflip(
     x:Tensor, # Images (B,C,H,W)
@@ -49,6 +50,7 @@ def hflip(
     "Mirror left and right, each image with probability 1/2"
     return _where((drawn or _coin(x))['on'], x.flip(-1), x)
 
+# %% ../../nbs/data/25_data.augment.ipynb #3fbe04dc
 @augmentation(_coin, 'move')
 def vflip(
     x:Tensor, # Images (B,C,H,W)
@@ -221,15 +223,17 @@ def region_shuffle(
     "SANet's region shuffle (7 x 7, neighbours) of half of the images"
     return shuffle_by(x, (drawn or _draw_order(x))['order'])
 
-# %% ../../nbs/data/25_data.augment.ipynb #efc2e015
+# %% ../../nbs/data/25_data.augment.ipynb #4bb22502
 def _rows(o, x):
     "One number an image, (B,), so that it multiplies images"
     return o.to(x.dtype).view(-1, *[1]*(x.ndim-1))
 
+# %% ../../nbs/data/25_data.augment.ipynb #291e852c
 def _clip(x, limits):
     "`x` within `limits`, if there are any"
     return x if limits is None else x.clamp(*limits)
 
+# %% ../../nbs/data/25_data.augment.ipynb #75ef54a2
 def _uniform(x, low, high):
     "One number an image, uniform between `low` and `high`"
     return low+(high-low)*torch.rand(len(x), device=x.device)
@@ -282,13 +286,14 @@ def _filter(x, k):
     y = F.pad(x.to(torch.promote_types(x.dtype, torch.float32)), (w//2,w//2,h//2,h//2), mode='replicate').reshape(1, B*C, H+h-1, W+w-1)
     return F.conv2d(y, k.to(y.dtype).repeat_interleave(C, 0)[:,None], groups=B*C).view(x.shape).to(x.dtype)
 
-# %% ../../nbs/data/25_data.augment.ipynb #1c71ab52
+# %% ../../nbs/data/25_data.augment.ipynb #4589ad34
 def _gauss(size):
     "Gaussian weights (B,7) of `size` (B,) pixels: 3, 5 or 7; 0 beyond"
     at,n = torch.arange(-3, 4, device=size.device),size[:,None]
     w = (-.5*(at/(.3*((n-1)/2-1)+.8))**2).exp()*(at.abs()<=n//2)
     return w/w.sum(1, keepdim=True)
 
+# %% ../../nbs/data/25_data.augment.ipynb #e8fdb733
 def _blurred(x, size):
     "Each image of `x` under its own Gaussian"
     w = _gauss(size)
@@ -330,11 +335,12 @@ def sharpen(
     soft = _blurred(x, torch.full((len(x),), 5, device=x.device))
     return _where(d['on'], _clip(x+_rows(d['amount'], x)*(x-soft), limits), x)
 
-# %% ../../nbs/data/25_data.augment.ipynb #aaeff3a8
+# %% ../../nbs/data/25_data.augment.ipynb #2962037a
 def _draw_emboss(x, p=.5):
     "Which images, and opacity and strength of the relief"
     return dict(_coin(x, p), alpha=_uniform(x, .2, .5), strength=_uniform(x, .2, .7))
 
+# %% ../../nbs/data/25_data.augment.ipynb #551520dc
 def _relief(alpha, s):
     "Emboss kernels (B,3,3)"
     flat,edge = (torch.tensor(o, device=s.device) for o in ([[0.,0,0],[0,1,0],[0,0,0]], [[-1.,0,0],[0,1,0],[0,0,1]]))
@@ -368,12 +374,13 @@ def _curves(v, tiles, clip):
     n = n.minimum(most)+over//256+((bins%step==0)&(bins//step<rest))
     return (n.cumsum(2)*(255/area)).round().clamp(max=255)
 
-# %% ../../nbs/data/25_data.augment.ipynb #2b9a3180
+# %% ../../nbs/data/25_data.augment.ipynb #57b3643f
 def _mirror(n, m, device):
     "`m` lines of which the first `n` are there and the others their mirror image, the last line once"
     i = torch.arange(m, device=device)%max(2*n-2, 1)
     return torch.where(i<n, i, 2*n-2-i)
 
+# %% ../../nbs/data/25_data.augment.ipynb #28b855f9
 def _between(m, size, tiles, device):
     "For `m` pixels in tiles of `size`: the tiles before and after each, and the weight of the one after"
     f = torch.arange(m, device=device)/size-.5
