@@ -156,15 +156,14 @@ def read_sheet(
     except FileNotFoundError: raise DataError(name, 'no file of this name', 'take it from the archive') from None
     except Exception as e: raise DataError(name, f'a file that cannot be read as a table ({type(e).__name__})', 'take it from the archive again, or save it as CSV in UTF-8') from e
 
-# %% ../../nbs/data/34_data.chest.ipynb #5222ec40
+# %% ../../nbs/data/34_data.chest.ipynb #3b2b79f9
 def _pages(top, names, report):
     "The page that each COVID-19 image came from, or its name"
     p = next(iter(sorted(top.glob('COVID*.m*tadata.xlsx'))+sorted(top.glob('COVID*.m*tadata.csv'))), None)
     if p is None: return list(names)
-    t = read_sheet(p, p.name)
-    if not {'FILE NAME','URL'}<=set(t):
-        report(p.name, f"columns {', '.join(t)}", 'expected FILE NAME and URL')
-        return list(names)
+    try: t = read_sheet(p, p.name)
+    except DataError as e: return report(e.name, e.value, e.fix) or list(names)
+    if not {'FILE NAME','URL'}<=set(t): return report(p.name, f"columns {', '.join(map(str, t))}", 'expected FILE NAME and URL') or list(names)
     def plain(o): return re.sub(r'\s', '', o.rsplit('.', 1)[0] if o.lower().endswith('.png') else o).lower()
     at = {plain(k):v for k,v in zip(t['FILE NAME'], t['URL']) if v}
     return [at.get(plain(o), o) for o in names]

@@ -24,7 +24,7 @@ def _classes(target, grades):
     if target not in known: raise ArgumentError('target', target, f"choose from {', '.join(known)}")
     return known[target]
 
-# %% ../../nbs/data/38_data.fundus.ipynb #f9b6bc89
+# %% ../../nbs/data/38_data.fundus.ipynb #e8213c59
 _columns = 'Image name','Retinopathy grade','Risk of macular edema'
 
 def _table(path, name, grades, report):
@@ -32,7 +32,10 @@ def _table(path, name, grades, report):
     if not path.is_file():
         report(name, 'no table of this name', f"expected a table with the columns {', '.join(_columns)}")
         return []
-    t = read_sheet(path, name)
+    try: t = read_sheet(path, name)
+    except DataError as e:
+        report(e.name, e.value, e.fix)
+        return []
     if not set(_columns)<=set(t):
         report(name, f"columns {', '.join(map(str, t))}", f"expected {', '.join(_columns)}")
         return []
@@ -148,15 +151,15 @@ _duplicates = dict(zip( # left out -> kept
        20051202_48575 20051205_32966 20051202_55484 20051205_32981 20051202_55562 20051202_54547'''.split()))
 _disputed = '20051202_55562','20051202_54611','20051202_55626','20051205_33025'
 
-# %% ../../nbs/data/38_data.fundus.ipynb #7c2dd6c0
-info = DataSet('messidor', 'MESSIDOR, 1,200 fundus photographs', classes=tuple(f'grade{i}' for i in range(4)), modality='fundus photograph', channels=3, images=1187,
+# %% ../../nbs/data/38_data.fundus.ipynb #8eb68130
+info = DataSet('messidor', 'MESSIDOR, 1,200 fundus photographs', classes=tuple(f'grade{i}' for i in range(4)), modality='fundus photograph', channels=3, images=1200,
     spacing='unknown: 45 degree photographs of 1440x960, 2240x1488 or 2304x1536 pixels',
     licence='research and education only, no copies: each user asks the consortium',
     citation='Decencière E, Zhang X, Cazuguel G, et al. Feedback on a publicly distributed image database: the Messidor database. Image Analysis & Stereology 33(3):231-234, 2014. Kindly provided by the Messidor program partners',
     url='https://www.adcis.net/en/third-party/messidor/',
     how_to_get='Fill in the form at adcis.net/en/third-party/messidor, unzip Base11.zip to Base34.zip into folders of these names in a folder messidor, and put the twelve tables Annotation_Base11.xls ... there too',
-    notes='Four grades of the first tables were wrong and 13 images of Base33 are in it twice, two of them with contradictory labels: errata=True corrects that. Photographs of the three departments differ in size and perhaps in prevalence (general knowledge). Patients are not published, though many images are two eyes of one patient: a split by image may divide them.',
-    counts=(('','',1187),),
+    notes='Four grades of the first tables were wrong and 13 images of Base33 are in it twice, two of them with contradictory labels: errata=True corrects that. Photographs of the three departments differ in size and perhaps in prevalence (general knowledge). Grades 0 to 3 are said to occur 546, 153, 247 and 254 times in the tables as first published (not checked). Patients are not published, though many images are two eyes of one patient: a split by image may divide them.',
+    counts=(('','',1200),),
     paper='Non-local study: 1,200 images, 90% training and 10% testing by image, 386x386 pixels, five repeats (errata=False, split="paper"). Which label, and how many classes, it does not say.',
     signs=('Annotation_Base*','Base11/*_PP.tif','Base11/Annotation*Base11*','Base11/Base11/*_PP.tif'))
 
