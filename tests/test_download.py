@@ -1,6 +1,7 @@
 "A download is whole and checked or not there at all: bad lines, bad servers, bad archives, a killed process"
 import hashlib, io, os, shutil, signal, stat, struct, subprocess, sys, tarfile, threading, time, zipfile
 from collections import namedtuple
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import pytest
@@ -283,6 +284,16 @@ def test_unknown_sum(web, tmp_path):
         with pytest.raises(DataError, match=sha(OTHER)): fetch(remote(web, known=False), tmp_path, **kw)
     assert (fetch(remote(web, known=False), tmp_path, sha256=sha(OTHER))/'f.bin').read_bytes()==OTHER
 
+def test_half_an_archive_is_not_trusted(web, tmp_path):
+    "A server that hangs up without having said how long the file is"
+    whole = zip_bytes({'a':BODY})
+    r = Remote(f'{web.url}/f', None, 'f.zip', archive='zip')
+    def half(h): head(h, 200); h.wfile.write(whole[:200_000])
+    web.acts['/f'] = [half, serve(whole)]
+    with pytest.raises(DataError, match='damaged archive'): fetch(r, tmp_path, trust=True)
+    assert files(tmp_path)==['.set.getting/lock']
+    assert (fetch(r, tmp_path, trust=True)/'a').read_bytes()==BODY and sha(whole) in (tmp_path/'set.sha256.json').read_text()
+
 def test_a_given_sum_wins(web, tmp_path):
     web.acts['/f'] = serve(OTHER)
     assert (fetch(remote(web), tmp_path, sha256=sha(OTHER))/'f.bin').read_bytes()==OTHER
@@ -490,6 +501,24 @@ def test_get_data_says_why_not(tmp_path):
             with pytest.raises(DataError, match=o[:20]): get_data(name, tmp_path)
     with pytest.raises(ArgumentError, match='covid-ct'): get_data('nothing', tmp_path)
     assert not files(tmp_path)
+
+def test_names_are_those_of_load():
+    from medattn_nb.data.datasets import available
+    assert set(SOURCES)<=set(available().name)
+
+def test_covid_ct_from_server_to_loader(web, tmp_path, monkeypatch):
+    "The layout that is fetched is one that the loader knows; the stamp in it does no harm"
+    from medattn_nb.data.datasets import check, load
+    from PIL import Image
+    b = io.BytesIO(); Image.new('L', (9,9), 7).save(b, 'PNG')
+    names = {('COVID','train'):'a.png', ('COVID','val'):'b.png', ('COVID','test'):'c.png', ('NonCOVID','train'):'1.png', ('NonCOVID','val'):'2.png', ('NonCOVID','test'):'3.jpg'}
+    repo = {f'x-1/Images/CT_{c}/{n}':b.getvalue() for (c,_),n in names.items()} | {f'x-1/Data-split/{c}/{s}CT_{c}.txt':n.encode() for (c,s),n in names.items()} | {'x-1/README.md':b'no', 'x-1/code.py':b'no'}
+    web.acts['/f'] = serve(zip_bytes(repo))
+    safe_extract(zipped(tmp_path/'x.zip', repo), tmp_path/'x', 1)
+    r = replace(SOURCES['covid-ct'][0], url=f'{web.url}/f', trees=(('Images',git_tree_sha1(tmp_path/'x/Images')),))
+    monkeypatch.setitem(SOURCES, 'covid-ct', (r,))
+    d = get_data('covid-ct', tmp_path/'data', progress=False)
+    assert not (d/'README.md').exists() and len(load('covid-ct', tmp_path/'data'))==6 and not len(check(d))
 
 def test_get_data_hands_on(web, tmp_path, monkeypatch):
     web.acts['/f'] = serve(BODY)

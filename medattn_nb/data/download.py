@@ -122,10 +122,10 @@ def safe_extract(
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return dest
 
-# %% ../../nbs/data/07_data.download.ipynb #3463aef3
+# %% ../../nbs/data/07_data.download.ipynb #8fda9094
 def _vacant(dest):
     if dest.is_dir() and not any(dest.iterdir()): return
-    if dest.exists(): raise DataError(str(dest), 'something of this name that was not made here', 'rename it or choose another folder')
+    if dest.exists(): raise DataError(str(dest), 'something of this name that was not made here', 'use it as it is, rename it, or choose another folder')
 
 # %% ../../nbs/data/07_data.download.ipynb #9b3c1cef
 def _put(tmp, dest):
@@ -266,8 +266,20 @@ def _page(path):
     "Does this look like a web page?"
     with open(path, 'rb') as f: return bool(re.match(rb'\s*<(!doctype|html|\?xml)', f.read(200), re.I))
 
-# %% ../../nbs/data/07_data.download.ipynb #bd9298f2
-def _fetch(r, folder, want, progress, timeout, tries, wait):
+# %% ../../nbs/data/07_data.download.ipynb #b323f288
+def _sound(r, path, most):
+    "Read all of an archive; raises `DataError`, and deletes it, when it is damaged"
+    try:
+        with _plainly(r.file),_members(path) as m:
+            for _,opener in _plan(r.file, m, r.strip, r.keep, most).values():
+                with opener() as f:
+                    while f.read(1<<20): pass
+    except DataError:
+        for o in (path,_note(path)): o.unlink(missing_ok=True)
+        raise
+
+# %% ../../nbs/data/07_data.download.ipynb #bea29a86
+def _fetch(r, folder, want, progress, timeout, tries, wait, most):
     "The path of the file in `folder` and its SHA-256, which is `want` unless that is `None`"
     path = folder/r.file
     part = path.with_name(r.file+'.part')
@@ -279,6 +291,7 @@ def _fetch(r, folder, want, progress, timeout, tries, wait):
         page = ', a web page perhaps' if _page(part) else ''
         for o in (part,_note(part)): o.unlink(missing_ok=True)
         if fresh: raise DataError(r.file, f'a file with SHA-256 {got}{page}', f'expected {want}. Nothing is kept. Try again; if it stays so the file on the server was changed: ask its publisher, then pass the new sum as sha256=')
+    if r.archive and not want: _sound(r, part, most)
     os.replace(part, path)
     _note(part).unlink(missing_ok=True)
     return path,got
@@ -405,14 +418,14 @@ def get(
     shutil.rmtree(work, ignore_errors=True)
     return dest
 
-# %% ../../nbs/data/07_data.download.ipynb #408bb74a
+# %% ../../nbs/data/07_data.download.ipynb #5b31f30d
 def _all(remotes, root, name, want, patience, most, progress):
     "Fetch every file, then assemble"
     work,got = root/f'.{name}.getting',[]
     left = sum(max(0, (r.size or 0)-max(_size(work/r.file), _size(work/f'{r.file}.part'))) for r in remotes)
     _room(name, work, left)
     for r in remotes:
-        path,h = _fetch(r, work, want[r.file], progress, *patience)
+        path,h = _fetch(r, work, want[r.file], progress, *patience, most)
         if not want[r.file] and not r.trees: _trust(root, name, r, h)
         got.append((r,path,h))
     _assemble(name, got, work, root/name, most, progress)
@@ -457,18 +470,19 @@ _brain = _github('SartajBhuvaji/Brain-Tumor-Classification-DataSet', '3ea9f4eae5
 _covid = _github('KamalEyubov/sose2020-idv', '6b3a565629e81220ae89010dceaa2ef1566e23e0', ('Images/*.png','Images/*.jpg','Data-split/*.txt'),
     (('Images','eeb87628ed108a9e57f42e249d99d065eb817788'),))
 
-# %% ../../nbs/data/07_data.download.ipynb #ec675af1
+# %% ../../nbs/data/07_data.download.ipynb #1fa8eb1c
 SOURCES = {
-    'isic2017-skin-lesion':tuple(_isic2017()), 'isic2018-task2':_isic2018, 'idrid-fundus':_idrid, 'chest-xray-pneumonia':_xray, 'brain-tumor-mri-3264':_brain, 'covid-ct':_covid,
+    'isic2017-skin-lesion':tuple(_isic2017()), 'isic-2018-task2':_isic2018, 'idrid-fundus':_idrid, 'chest-xray-pneumonia':_xray, 'brain-tumor-mri-3264':_brain, 'covid-ct':_covid,
     'lgg-mri-segmentation':'the publisher, Kaggle, asks for a login',
     'hydronephrosis-us':'its authors state no licence',
     'ph2-dermoscopy':'its authors send the link after a form',
-    'skin-cancer-3297':'the publisher, Kaggle, asks for a login',
+    'skin-cancer':'the publisher, Kaggle, asks for a login',
     'covid19-radiography':'the publisher, Kaggle, asks for a login',
     'messidor':'its owners grant it on request',
     'cityscapes':'its owners ask for a login and an agreement',
-    'brats2018':'its owners ask for a login and an agreement',
-    'isles2018':'its owners ask for a login and an agreement'}
+    'brats-2018':'its owners ask for a login and an agreement',
+    'isles-2018':'its owners ask for a login and an agreement',
+    'upjo':'the hospital does not give it away'}
 
 # %% ../../nbs/data/07_data.download.ipynb #641b5cbc
 def sources(
