@@ -98,26 +98,27 @@ def _draw_window(x, smallest=.75):
     s = smallest + (1-smallest)*torch.rand(len(x), 1, device=x.device)
     return dict(side=s, shift=(1-s) * (2*torch.rand(len(x), 2, device=x.device)-1))
 
-# %% ../../nbs/data/25_data.augment.ipynb #5d68e4e7
-def _theta(x, B):
-    "An empty batch of matrices in a type fit for coordinates"
-    return torch.zeros(B, 2, 3, device=x.device, dtype=x.dtype if x.dtype in (torch.float32,torch.float64) else torch.float32)
+# %% ../../nbs/data/25_data.augment.ipynb #98643148
+def _theta(x):
+    "A matrix of zeros for each image of `x`, in a type fit for coordinates"
+    return torch.zeros(len(x), 2, 3, device=x.device, dtype=x.dtype if x.dtype in (torch.float32,torch.float64) else torch.float32)
 
 def _at(g, n, outside):
-    "Normalised coordinates as the nearest pixel of `n`; -1 or `n` and beyond is outside"
-    i = ((g+1)*n-1)/2
+    "Normalised coordinates as the nearest of `n` lines, a whole number; -1 or `n` and beyond is outside"
+    i = g.mul(n/2).add_((n-1)/2)
     if outside=='reflection': i = n-.5-((i+.5)%(2*n)-n).abs()
-    i = i.round().long()
-    return i if outside=='zeros' else i.clamp(0, n-1)
+    return i.round_()
 
-# %% ../../nbs/data/25_data.augment.ipynb #bda68e9f
+# %% ../../nbs/data/25_data.augment.ipynb #2280ef61
 def _nearest(x, grid, fill, outside):
     "`x` (B,...,H,W) of any type, each pixel of `grid` with the value of the nearest pixel"
     H,W = x.shape[-2:]
-    i,j = _at(grid[...,1], H, outside).flatten(1),_at(grid[...,0], W, outside).flatten(1)
-    y = x.flatten(-2)[:,None].flatten(1, -2)
-    y = y.gather(2, (i.clamp(0, H-1)*W+j.clamp(0, W-1))[:,None].expand(-1, y.shape[1], -1))
-    return y.masked_fill(((i<0)|(i>=H)|(j<0)|(j>=W))[:,None], fill).view(x.shape)
+    i,j = _at(grid[...,1], H, outside),_at(grid[...,0], W, outside)
+    u,v = i.clamp(0, H-1),j.clamp(0, W-1)
+    y,at = x.flatten(-2)[:,None].flatten(1, -2),u.long().mul_(W).add_(v.long()).flatten(1)
+    y = y.gather(2, at[:,None].expand(-1, y.shape[1], -1))
+    if outside=='zeros': y = y.masked_fill(((u!=i)|(v!=j)).flatten(1)[:,None], fill)
+    return y.view(x.shape)
 
 # %% ../../nbs/data/25_data.augment.ipynb #e6a5cf8a
 def _sample(x, theta, nearest, fill, outside):
@@ -127,7 +128,7 @@ def _sample(x, theta, nearest, fill, outside):
     if nearest: return _nearest(x, grid, fill, outside)
     return F.grid_sample(x.to(theta.dtype), grid, padding_mode=outside, align_corners=False).to(x.dtype)
 
-# %% ../../nbs/data/25_data.augment.ipynb #75e61a49
+# %% ../../nbs/data/25_data.augment.ipynb #96ceaec6
 @augmentation(_draw_window, 'sample')
 def crop(
     x:Tensor, # Images (B,C,H,W), floating point
@@ -137,7 +138,7 @@ def crop(
     fill=0, # Not used: nothing outside the image is shown
 )->Tensor: # Same shape
     "A random window of each image, enlarged to the image's size"
-    d,theta = drawn or _draw_window(x, smallest),_theta(x, len(x))
+    d,theta = drawn or _draw_window(x, smallest),_theta(x)
     theta[:,[0,1],[0,1]],theta[:,:,2] = d['side'].to(theta),d['shift'].to(theta)
     return _sample(x, theta, nearest, fill, 'border')
 
@@ -157,7 +158,7 @@ def _turned(x, y, angle):
     for o in fits[1:]: y = _where(angle%360==o, x.rot90(o//90, (-2,-1)), y)
     return y
 
-# %% ../../nbs/data/25_data.augment.ipynb #4564a6d1
+# %% ../../nbs/data/25_data.augment.ipynb #3350f7ef
 @augmentation(_draw_angle, 'sample')
 def rotate(
     x:Tensor, # Images (B,C,H,W), floating point
@@ -171,7 +172,7 @@ def rotate(
 )->Tensor: # Same shape
     "Rotate each image about its middle by a random angle; multiples of 90 degrees that fit the frame are exact"
     if outside not in ('zeros','border','reflection'): raise ArgumentError('outside', outside, "use 'zeros', 'border' or 'reflection'")
-    (H,W),angle,theta = x.shape[-2:],(drawn or _draw_angle(x, p, low, high))['angle'],_theta(x, len(x))
+    (H,W),angle,theta = x.shape[-2:],(drawn or _draw_angle(x, p, low, high))['angle'],_theta(x)
     a = torch.deg2rad(angle.to(theta))
     theta[:,0,0],theta[:,0,1],theta[:,1,0],theta[:,1,1] = a.cos(),-a.sin()*H/W,a.sin()*W/H,a.cos()
     return _turned(x, _sample(x, theta, nearest, fill, outside), angle)
