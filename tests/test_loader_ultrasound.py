@@ -285,6 +285,8 @@ def test_wrong_manifest(original, tmp_path):
     m.to_csv(p, index=False)
     t = check(p.parent)
     assert t.problem.tolist()==["class 'sick', split 'fold01'","class 'abnormal', split 'fold11'"]
+    m.drop(columns=['group','mask']).to_csv(p, index=False)
+    with pytest.raises(DataError, match='no column group, mask'): load('hydronephrosis-us', p.parent)
 
 @pytest.mark.parametrize('name,study', [('data/1/normal/19990102_S0000026_US000001_000.jpg','19990102_S0000026'), ('a_19990304_S0000000_US000004_-1_Frame0.jpg','19990304_S0000000'),
     ('010203_0102030275_000.jpg','010203'), ('0405060043_Frame112.jpg','040506'), ('kidney.jpg','kidney'), ('kidney_12.jpg','kidney'), ('12345678901_Frame1.jpg','12345678901')])

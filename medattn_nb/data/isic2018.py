@@ -7,13 +7,14 @@ Docs: https://medattn.github.io/medattn_nb/data/data.isic2018.html.md"""
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'info', 'isic2018_task2']
 
-# %% ../../nbs/data/37_data.isic2018.ipynb #a9f0faa5
+# %% ../../nbs/data/37_data.isic2018.ipynb #f7a9f2a7
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..core import ArgumentError
 from .datasets import Data,DataSet,_each,_open,kfold_groups,register_dataset,split_groups
+from .skin import _choose
 
 # %% ../../nbs/data/37_data.isic2018.ipynb #4d8d3c5f
 ATTRIBUTES = 'pigment_network','negative_network','milia_like_cyst','globules','streaks' # In the order of SANet's Table 1
@@ -56,7 +57,7 @@ def _fold(data, k, fold, seed):
     if fold not in range(1, k+1): raise ArgumentError('fold', fold, f'use 1 to {k}')
     return kfold_groups(data, k, seed)[fold-1]
 
-# %% ../../nbs/data/37_data.isic2018.ipynb #208afae3
+# %% ../../nbs/data/37_data.isic2018.ipynb #54752153
 @register_dataset(info)
 def isic2018_task2(
     root, # The folder with both folders of the challenge
@@ -72,6 +73,4 @@ def isic2018_task2(
     about = replace(info, attributes=ATTRIBUTES) if attributes else info
     data = Data(about, df.assign(group=df.name), root)
     if attributes: data = Data(about, data.items.assign(**{f'has:{o}':v for o,v in zip(ATTRIBUTES, _shown(data).T)}), root)
-    deal = dict(grouped=lambda: split_groups(data, (.8,.1,.1), seed), folds=lambda: _fold(data, k, fold, seed), none=lambda: data)
-    if split not in deal: raise ArgumentError('split', split, f"choose from {', '.join(deal)}")
-    return deal[split]()
+    return _choose(data, split, dict(grouped=lambda d: split_groups(d, (.8,.1,.1), seed), folds=lambda d: _fold(d, k, fold, seed), none=None))

@@ -139,12 +139,19 @@ def _isic_side(root, side, report):
         if o.suffix.lower()=='.jpg' and o.stem not in known: report(f'{d}/{o.name}', 'a picture without a label', f'{table} has no row for it')
     return rows
 
-# %% ../../nbs/data/36_data.skin.ipynb #c8b84e5c
+# %% ../../nbs/data/36_data.skin.ipynb #0c96f052
+def _manifest_with(root, need):
+    "The manifest of a compact copy, which must have the columns `need`"
+    m = read_manifest(root)
+    gone = [o for o in need if o not in m]
+    if gone: raise DataError('manifest.csv', f"no column {', '.join(gone)}", f"expected the manifest of the compact copy, with {', '.join(need)}")
+    return m
+
 def _isic_compact(root, report):
     "The same rows from a copy with a manifest.csv"
-    m = read_manifest(root)
-    ok = m['class'].isin(['melanoma','not_melanoma'])
-    for f,c in zip(m.file[~ok], m['class'][~ok]): report(f, f'class {c!r}', 'expected melanoma or not_melanoma')
+    m = _manifest_with(root, ('file','class','split','source_path'))
+    ok = m['class'].isin(['melanoma','not_melanoma']) & m.split.map(split_name).isin(_sides)
+    for f,c,s in zip(m.file[~ok], m['class'][~ok], m.split[~ok]): report(f, f'class {c!r}, split {s!r}', 'expected melanoma or not_melanoma, and train, val or test')
     m = m[ok]
     known = np.where(m['class']=='melanoma', 'melanoma', m.diagnosis if 'diagnosis' in m else '')
     return pd.DataFrame(dict(file=m.file, name=[Path(o).stem for o in m.source_path], split=m.split.map(split_name), diagnosis=known))
@@ -300,11 +307,11 @@ def _ph2_original(root, report):
         if not gone and r['kind'] and signs: rows.append(dict(file=files[0].relative_to(root).as_posix(), mask=files[1].relative_to(root).as_posix(), name=n, kind=r['kind'], **signs))
     return rows
 
-# %% ../../nbs/data/36_data.skin.ipynb #195cbda9
+# %% ../../nbs/data/36_data.skin.ipynb #9caa7603
 def _ph2_compact(root, report):
     "The same rows from a copy with a manifest.csv"
     rows = []
-    for r in read_manifest(root).to_dict('records'):
+    for r in _manifest_with(root, ('file','mask','class','source_path',*_codes,*SIGNS[7:])).to_dict('records'):
         r['name'] = Path(r['source_path']).stem
         if r['class'] not in _kinds: report(r['file'], f"class {r['class']!r}", f"expected one of {', '.join(_kinds)}"); continue
         signs = _signs(r, 'manifest.csv', report)

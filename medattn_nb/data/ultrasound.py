@@ -8,7 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/data/data.ultrasound.html.md"""
 __all__ = ['UPJO', 'upjo_info', 'us_info', 'polygon_mask', 'read_labelme', 'labelme_masks', 'Labelme', 'from_labelme', 'upjo',
            'study_of', 'hydronephrosis_us']
 
-# %% ../../nbs/data/40_data.ultrasound.ipynb #60488c45
+# %% ../../nbs/data/40_data.ultrasound.ipynb #accd8e9b
 import base64,io,json,re
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,8 @@ from PIL import Image,ImageOps
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from ..core import ArgumentError,DataError
-from .datasets import Data,DataSet,Files,_group_of,_open,_pictures,_raise,_size,_to_uint8,_verify,read_image,read_manifest,register_dataset,split_groups,split_name
+from .datasets import Data,DataSet,Files,_group_of,_open,_pictures,_raise,_size,_to_uint8,_verify,read_image,register_dataset,split_groups,split_name
+from .skin import _choose,_manifest_with
 from .splits import published_fold,random_split
 
 # %% ../../nbs/data/40_data.ultrasound.ipynb #3f88da2c
@@ -251,13 +252,8 @@ upjo_info = DataSet('upjo', 'Renal ultrasound of children with ureteropelvic jun
     paper='A-PSPNet: kidney and hydronephrosis outlined in 1,850 frames, letterboxed to 473x473 with grey borders, frames dealt 9:1 at random (split="paper": leaky).',
     signs=('patient*/*.json','patient*/*/*.json'))
 
-# %% ../../nbs/data/40_data.ultrasound.ipynb #c399ac65
+# %% ../../nbs/data/40_data.ultrasound.ipynb #a30ed06f
 _shares = dict(grouped=dict(train=.8, valid=.1, test=.1), paper=dict(train=.9, test=.1))
-
-def _choose(data, split, deal):
-    "`data` dealt by the function that `deal` has for `split`; `None` there leaves it as it is"
-    if split not in deal: raise ArgumentError('split', split, f"choose from {', '.join(deal)}")
-    return deal[split](data) if deal[split] else data
 
 # %% ../../nbs/data/40_data.ultrasound.ipynb #0ac0ece5
 @register_dataset(upjo_info)
@@ -312,10 +308,10 @@ def _us_original(root, report):
     df = pd.DataFrame(rows, columns=['file','mask','kind','fold','group'])
     return df.assign(group=_joined(df.group, [(root/o).read_bytes() for o in df.file]))
 
-# %% ../../nbs/data/40_data.ultrasound.ipynb #c18bc34d
+# %% ../../nbs/data/40_data.ultrasound.ipynb #3737be0c
 def _us_compact(root, report):
     "The frames of a copy with a manifest.csv"
-    m = read_manifest(root)
+    m = _manifest_with(root, ('file','class','split','group','mask'))
     ok = m['class'].isin(_kinds) & m.split.str.fullmatch(r'fold(0[1-9]|10)')
     for f,c,s in zip(m.file[~ok], m['class'][~ok], m.split[~ok]): report(f, f'class {c!r}, split {s!r}', 'expected class normal or abnormal and split fold01 to fold10')
     m = m[ok]
