@@ -61,14 +61,14 @@ def file_keys(
     again = sizes.duplicated(keep=False)&(sizes>=0)
     return [hashlib.sha256((Path(root)/f).read_bytes()).hexdigest() if a else f'{i}' for i,(f,a) in enumerate(zip(files, again))]
 
-# %% ../../nbs/data/34_data.chest.ipynb #0f2b24d8
+# %% ../../nbs/data/34_data.chest.ipynb #c0b258ca
 info = DataSet('chest-xray-pneumonia', 'Chest X-ray pneumonia (Kermany)', classes=('NORMAL','PNEUMONIA'), modality='X-ray', channels=1, images=5856,
     spacing='unknown: JPEG images of various sizes',
     licence='CC BY 4.0 (as on the Mendeley page; general knowledge, not checked)',
     citation='Kermany DS, Goldbaum M, Cai W, et al. Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning. Cell 172:1122-1131, 2018. Data: Kermany D, Zhang K, Goldbaum M. Mendeley Data, doi:10.17632/rscbjbr9sj',
     url='https://data.mendeley.com/datasets/rscbjbr9sj',
     how_to_get='Download ChestXRay2017.zip from Mendeley Data (or the set paultimothymooney/chest-xray-pneumonia from Kaggle), unzip it, and name the folder with train and test chest-xray-pneumonia',
-    notes='Children of one to five years, from one hospital (general knowledge). Often quoted as 5,863 images; the folders hold 5,856. The official validation part has only 16. Persons are known from file names only, within training and within test. 30 groups of files are identical. The classes differ in sharpness and exposure: see the page.',
+    notes='Children of one to five years, from one hospital (general knowledge). Often quoted as 5,863 images; the folders hold 5,856. The official validation part has only 16. Persons are known from file names only, within training and within test. 30 groups of files are identical in a mirror of 224x224 pixels. The classes differ in sharpness and exposure: see the page.',
     counts=(('train','NORMAL',1341),('train','PNEUMONIA',3875),('valid','NORMAL',8),('valid','PNEUMONIA',8),('test','NORMAL',234),('test','PNEUMONIA',390)),
     paper='Self-attention study: normal against pneumonia, "5,863" images, 80% training and 20% validation by image (split="paper").',
     signs=('train/PNEUMONIA/person*_*_*','test/PNEUMONIA/person*_*_*','chest_xray/train/PNEUMONIA/person*_*_*','chest_xray/chest_xray/train/PNEUMONIA/person*_*_*'))
@@ -168,13 +168,13 @@ def _pages(top, names, report):
     at = {plain(k):v for k,v in zip(t['FILE NAME'], t['URL']) if v}
     return [at.get(plain(o), o) for o in names]
 
-# %% ../../nbs/data/34_data.chest.ipynb #838c3d3d
+# %% ../../nbs/data/34_data.chest.ipynb #f29c4817
 radiography = DataSet('covid19-radiography', 'COVID-19 Radiography Database, first edition', classes=('NORMAL','Viral Pneumonia','COVID-19'), modality='X-ray', channels=1, images=2905,
     spacing='unknown: PNG images of 1024x1024 or 256x256 pixels',
     licence='none stated in the archive; the pictures come from publications with terms of their own',
     citation="Chowdhury MEH, Rahman T, Khandakar A, et al. Can AI Help in Screening Viral and COVID-19 Pneumonia? IEEE Access 8:132665-132676, 2020",
     url='https://www.kaggle.com/tawsifurrahman/covid19-radiography-database',
-    how_to_get="Download version 1 to 3 (2,905 images) of tawsifurrahman/covid19-radiography-database from Kaggle, and put the folder 'COVID-19 Radiography Database' into a folder covid19-radiography",
+    how_to_get="Download an early version (2,905 images; the present one has other folders) of tawsifurrahman/covid19-radiography-database from Kaggle, and put the folder 'COVID-19 Radiography Database' into a folder covid19-radiography",
     notes='Normal and viral images are children from the pneumonia set of Kermany et al., COVID-19 images are adults from articles and case reports: a model may tell age and source. Do not train on one of the two sets and test on the other. No official split; patients unknown, COVID-19 images are grouped by the page they came from.',
     counts=(('','NORMAL',1341),('','Viral Pneumonia',1345),('','COVID-19',219)),
     paper='Non-local study: three classes, 90% training and 10% testing by image, 386x386 pixels (split="paper"). It calls them CT.',
