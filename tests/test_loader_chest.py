@@ -115,6 +115,8 @@ def test_faults_of_a_manifest(official, tmp_path):
     m = pd.read_csv(root/'manifest.csv', dtype=str)
     (root/m.file[0]).unlink(); m.loc[1,'class'] = 'COVID'; m.to_csv(root/'manifest.csv', index=False)
     assert sorted(check(root).file)==sorted(m.file[:2])
+    m.drop(columns='source_path').to_csv(root/'manifest.csv', index=False)
+    assert check(root).problem.tolist()==['no column source_path']
 
 def test_no_foreign_folder_is_taken_for_it(tmp_path):
     for o in ('train/PNEUMONIA/a.png','train/NORMAL/a.png','test/PNEUMONIA/a.png','Viral Pneumonia/a.png','COVID-19/a.png','COVID/a.png'): noise(tmp_path/'own'/o, 1)

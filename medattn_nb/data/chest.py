@@ -168,14 +168,14 @@ def _pages(top, names, report):
     at = {plain(k):v for k,v in zip(t['FILE NAME'], t['URL']) if v}
     return [at.get(plain(o), o) for o in names]
 
-# %% ../../nbs/data/34_data.chest.ipynb #f29c4817
+# %% ../../nbs/data/34_data.chest.ipynb #30c26a66
 radiography = DataSet('covid19-radiography', 'COVID-19 Radiography Database, first edition', classes=('NORMAL','Viral Pneumonia','COVID-19'), modality='X-ray', channels=1, images=2905,
     spacing='unknown: PNG images of 1024x1024 or 256x256 pixels',
     licence='none stated in the archive; the pictures come from publications with terms of their own',
     citation="Chowdhury MEH, Rahman T, Khandakar A, et al. Can AI Help in Screening Viral and COVID-19 Pneumonia? IEEE Access 8:132665-132676, 2020",
     url='https://www.kaggle.com/tawsifurrahman/covid19-radiography-database',
     how_to_get="Download an early version (2,905 images; the present one has other folders) of tawsifurrahman/covid19-radiography-database from Kaggle, and put the folder 'COVID-19 Radiography Database' into a folder covid19-radiography",
-    notes='Normal and viral images are children from the pneumonia set of Kermany et al., COVID-19 images are adults from articles and case reports: a model may tell age and source. Do not train on one of the two sets and test on the other. No official split; patients unknown, COVID-19 images are grouped by the page they came from.',
+    notes='Normal and viral images are children from the pneumonia set of Kermany et al., COVID-19 images come from articles and case reports, mostly of adults (general knowledge): a model may tell age and source. Do not train on one of the two sets and test on the other. No official split; patients unknown, COVID-19 images are grouped by the page they came from.',
     counts=(('','NORMAL',1341),('','Viral Pneumonia',1345),('','COVID-19',219)),
     paper='Non-local study: three classes, 90% training and 10% testing by image, 386x386 pixels (split="paper"). It calls them CT.',
     signs=('COVID-19 Radiography Database/Viral Pneumonia','Viral Pneumonia/Viral Pneumonia*.png','COVID-19_Radiography_Dataset/COVID/images','COVID/images/COVID-*.png'))
