@@ -16,7 +16,7 @@ from ..core import ArgumentError,DataError
 from .datasets import Data,DataSet,Files,_each,read_manifest,read_mask,register_dataset,split_name
 from .volumes import split_cases
 
-# %% ../../nbs/data/45_data.lgg.ipynb #d55bdbb1
+# %% ../../nbs/data/45_data.lgg.ipynb #4ab26ad5
 _tops = 'kaggle_3m','lgg-mri-segmentation/kaggle_3m','.'
 
 def _blank(reader, f, m, report):
@@ -33,7 +33,7 @@ def _original(root, report):
         report('kaggle_3m', 'no slices', 'expected folders kaggle_3m/TCGA_*/ with TCGA_*_1.tif, TCGA_*_1_mask.tif, ...')
         return pd.DataFrame(columns=['file','mask','patient','slice'])
     reader = Files(root)
-    fs = [o.relative_to(root).as_posix() for o in (root/top).glob('TCGA_*/*.tif') if re.fullmatch(re.escape(o.parent.name)+r'_\d+', o.stem)]
+    fs = [o.relative_to(root).as_posix() for o in sorted((root/top).glob('TCGA_*/*.tif')) if re.fullmatch(re.escape(o.parent.name)+r'_\d+', o.stem)]
     ms = [f'{o[:-4]}_mask.tif' for o in fs]
     blank = _each(lambda i: _blank(reader, fs[i], ms[i], report), len(fs))
     rows = [dict(file=f, mask=None if b else m, patient=f.split('/')[-2], slice=int(f[:-4].rsplit('_', 1)[1])) for f,m,b in zip(fs, ms, blank) if b is not None]

@@ -8,13 +8,13 @@ Docs: https://medattn.github.io/medattn_nb/data/data.volumes.html.md"""
 __all__ = ['MR', 'PERFUSION', 'toy_head', 'volume_shape', 'read_volume', 'write_volume', 'zscore', 'stored', 'Volumes',
            'slice_table', 'split_cases', 'fold_cases']
 
-# %% ../../nbs/data/42_data.volumes.ipynb #3c112ff0
+# %% ../../nbs/data/42_data.volumes.ipynb #82eeb90b
 import hashlib,os,tempfile,zlib
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from ..core import ArgumentError,DataError,MissingPackage
+from ..core import ArgumentError,DataError,MedattnError,MissingPackage
 from .datasets import Data,DataSet,_each,kfold_groups,split_groups
 from .phantoms import _Store
 from .transforms import centre
@@ -59,15 +59,15 @@ def toy_head(
         return np.where(t>0, np.maximum(a, .01*v.max()), 0).astype(np.float32)
     return np.stack([one(v) for v in table], -1),np.array([0,0,0,0,1,2,4], np.uint8)[t]
 
-# %% ../../nbs/data/42_data.volumes.ipynb #7168977a
+# %% ../../nbs/data/42_data.volumes.ipynb #6d8f084c
 def _nifti(path, name, f):
     "`f` of nibabel and the file at `path`; any failure becomes a `DataError` that names the file"
     try: import nibabel
     except ImportError: raise MissingPackage('nibabel', 'not installed', 'volumes are read with it: install it with `pip install nibabel`') from None
     try: return f(nibabel, nibabel.load(path))
     except FileNotFoundError: raise DataError(name, 'no file of this name', 'restore the file or take its case out of the folder') from None
-    except (OSError,EOFError,ValueError,zlib.error,nibabel.filebasedimages.ImageFileError) as e:
-        if isinstance(e, DataError): raise
+    except MedattnError: raise
+    except (OSError,EOFError,ValueError,zlib.error,nibabel.filebasedimages.ImageFileError,nibabel.spatialimages.HeaderDataError) as e:
         raise DataError(name, f'a file that cannot be read as NIfTI ({type(e).__name__})', 'copy the file again or take its case out of the folder') from e
 
 # %% ../../nbs/data/42_data.volumes.ipynb #2bfb1d77
@@ -105,7 +105,12 @@ def read_volume(
         return np.nan_to_num(np.ascontiguousarray(a), copy=False, posinf=0, neginf=0)
     return _nifti(path, name, read)
 
-# %% ../../nbs/data/42_data.volumes.ipynb #7e4848d1
+# %% ../../nbs/data/42_data.volumes.ipynb #6e321077
+def _axes(path, shape):
+    "The matrix of a file of that shape, and which way its axes run"
+    if volume_shape(path)!=shape: raise ArgumentError('like', Path(path).name, f'has {volume_shape(path)} voxels, the volume {shape}')
+    return _nifti(path, str(path), lambda nib,im: (im.affine,nib.orientations.io_orientation(im.affine)))
+
 def write_volume(
     path, # The file to write, .nii or .nii.gz; its folder is made
     volume:np.ndarray, # `(S,H,W)` as from `read_volume`
@@ -113,24 +118,15 @@ def write_volume(
     like=None, # A NIfTI file of the same size whose axes and position are taken
 )->Path: # `path`
     "Write a volume so that `read_volume` gives it back; `bool` is stored as `uint8`"
-    p,a = Path(path),np.asarray(volume).transpose(2,1,0)
-    p.parent.mkdir(parents=True, exist_ok=True)
-    a = a.astype(np.uint8) if a.dtype==bool else a
-    def save(nib, im):
-        if volume_shape(like)!=volume.shape: raise ArgumentError('like', Path(like).name, f'has {volume_shape(like)} voxels, the volume {volume.shape}')
-        o = nib.orientations
-        back = o.ornt_transform(o.axcodes2ornt('LPS'), o.io_orientation(im.affine))
-        nib.save(nib.Nifti1Image(o.apply_orientation(a, back), im.affine), p)
-    if like is not None: _nifti(like, str(like), save)
-    else: _save_plain(p, a, spacing)
-    return p
-
-def _save_plain(p, a, spacing):
-    "Write an array whose axes run to the left, the back and the head"
     try: import nibabel
     except ImportError: raise MissingPackage('nibabel', 'not installed', 'volumes are written with it: install it with `pip install nibabel`') from None
+    p,v,o = Path(path),np.asarray(volume),nibabel.orientations
     s,h,w = spacing
-    nibabel.save(nibabel.Nifti1Image(a, np.diag([-w,-h,s,1])), p)
+    matrix,axes = _axes(like, v.shape) if like is not None else (np.diag([-w,-h,s,1]),o.axcodes2ornt('LPS'))
+    a = o.apply_orientation((v.astype(np.uint8) if v.dtype==bool else v).transpose(2,1,0), o.ornt_transform(o.axcodes2ornt('LPS'), axes))
+    p.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(a, matrix), p)
+    return p
 
 # %% ../../nbs/data/42_data.volumes.ipynb #924581ad
 def zscore(
@@ -175,7 +171,7 @@ def stored(
         finally: Path(part).unlink(missing_ok=True)
     return np.load(p, mmap_mode='r')
 
-# %% ../../nbs/data/42_data.volumes.ipynb #cabcbaac
+# %% ../../nbs/data/42_data.volumes.ipynb #3271b671
 class Volumes:
     "Reads slices of cases, decoding each case once"
     def __init__(self,
@@ -189,7 +185,7 @@ class Volumes:
         if normalise not in _normalisers: raise ArgumentError('normalise', normalise, f"choose one of {', '.join(_normalisers)}")
         if size is not None and (not isinstance(size, int) or size<1): raise ArgumentError('crop', size, 'use a number of pixels, or None for the whole slice')
         self.root,self.cases,self.values,self.size,self.normalise,self.cache = Path(root),cases,tuple(map(tuple, values)),size,normalise,cache
-        self._shapes,self._shas,self._keys = {},{},{}
+        self._shapes,self._shas,self._keys,self._bad = {},{},{},{}
 
 # %% ../../nbs/data/42_data.volumes.ipynb #baaf4563
 @patch
@@ -222,7 +218,7 @@ def _labels(self:Volumes, case):
     if not (v==np.clip(np.round(v), 0, 255)).all(): raise DataError(f, 'labels that are not whole numbers from 0 to 255', 'expected the outline, not a picture')
     return v.astype(np.uint8)
 
-# %% ../../nbs/data/42_data.volumes.ipynb #6088cc58
+# %% ../../nbs/data/42_data.volumes.ipynb #860cac53
 @patch
 def _key(self:Volumes, case):
     "Hash of the options and of name, size and time of the files of a case"
@@ -234,10 +230,15 @@ def _key(self:Volumes, case):
 
 @patch
 def _made(self:Volumes, case, what):
-    "`(array,)` of what a case shows or of its labels, from memory, from the cache, or from the files"
-    self.shape(case)
-    key,make = f'{self._key(case)}-{what}',lambda: getattr(self, f'_{what}')(case)
-    return _cases.get(key, lambda: (stored(self.cache, key, make) if self.cache else make(),))[0]
+    "What a case shows, or its labels, from memory, from the cache, or from the files; a case that failed is not tried again"
+    if (case,what) in self._bad: raise self._bad[case,what]
+    try:
+        self.shape(case)
+        key,make = f'{self._key(case)}-{what}',lambda: getattr(self, f'_{what}')(case)
+        return _cases.get((key,str(self.cache)), lambda: (stored(self.cache, key, make) if self.cache else make(),))[0]
+    except DataError as e:
+        self._bad[case,what] = e
+        raise
 
 # %% ../../nbs/data/42_data.volumes.ipynb #b46275d9
 @patch
