@@ -54,7 +54,7 @@ def test_splits(isic):
     valid = [load('isic-2018-task2', isic, split='folds', fold=f, k=4).items.split=='valid' for f in range(1, 5)]
     assert [o.sum() for o in valid]==[5]*4 and sum(o.astype(int) for o in valid).tolist()==[1]*N
     assert set(load('isic-2018-task2', isic, split='none').items.split)=={''}
-    for o,says in ((dict(split='official'),'grouped, folds, none'), (dict(split='folds', fold=0),'use 1 to 5'), (dict(split='folds', fold=6),'use 1 to 5')):
+    for o,says in ((dict(split='paper'),'official, grouped, folds, none'), (dict(split='folds', fold=0),'use 1 to 5'), (dict(split='folds', fold=6),'use 1 to 5')):
         with pytest.raises(ArgumentError, match=says): load('isic-2018-task2', isic, **o)
 
 def test_other_versions_of_the_ground_truth(isic):
@@ -86,3 +86,17 @@ def test_wrong_layouts(isic, tmp_path):
 def test_description():
     a = about('isic-2018-task2')
     assert a['images']=='2594' and 'lesion 2594' in a['published counts'] and 'attributes' in a['options'] and 'SANet' in a['paper']
+
+def test_official_split(isic):
+    with pytest.raises(DataError, match='ISIC2018_Task1-2_Validation_Input: got no pictures'): load('isic-2018-task2', isic, split='official')
+    for n,(side,first) in zip((3,4), (('Validation',100),('Test',200))):
+        for o in (f'ISIC2018_Task1-2_{side}_Input',f'ISIC2018_Task2_{side}_GroundTruth'): (isic/o).mkdir()
+        for i in range(n):
+            (isic/f'ISIC2018_Task1-2_{side}_Input/ISIC_{first+i:07d}.jpg').write_bytes((isic/f'ISIC2018_Task1-2_Training_Input/ISIC_{i:07d}.jpg').read_bytes())
+            for k in range(5): mask_path(isic, first+i, k, f'ISIC2018_Task2_{side}_GroundTruth').write_bytes(mask_path(isic, i, k).read_bytes())
+    d = load('isic-2018-task2', isic, split='official', attributes=True)
+    assert d.describe()['all'].tolist()==[20,3,4,27] and d.info.images==3694 and (d.attributes[20:23]==d.attributes[:3]).all()
+    assert (d.masks(23)==d.masks(0)).all() and d.items.name[20]=='ISIC_0000100'
+    assert len(load('isic-2018-task2', isic))==N and load('isic-2018-task2', isic).info.images==2594
+    mask_path(isic, 201, 0, 'ISIC2018_Task2_Test_GroundTruth').unlink()
+    with pytest.raises(DataError, match='ISIC2018_Task2_Test_GroundTruth/ISIC_0000201_attribute_pigment_network.png'): load('isic-2018-task2', isic, split='official')

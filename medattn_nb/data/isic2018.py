@@ -16,9 +16,9 @@ from ..core import ArgumentError
 from .datasets import Data,DataSet,_each,_open,kfold_groups,register_dataset,split_groups
 from .skin import _choose
 
-# %% ../../nbs/data/37_data.isic2018.ipynb #4d8d3c5f
+# %% ../../nbs/data/37_data.isic2018.ipynb #d6d84ad7
 ATTRIBUTES = 'pigment_network','negative_network','milia_like_cyst','globules','streaks' # In the order of SANet's Table 1
-_input,_truth = 'ISIC2018_Task1-2_Training_Input','ISIC2018_Task2_Training_GroundTruth*'
+_sides = dict(train='Training', valid='Validation', test='Test')
 
 # %% ../../nbs/data/37_data.isic2018.ipynb #059d71d4
 def _shown(data):
@@ -26,51 +26,53 @@ def _shown(data):
     def one(i): return [float(_open(data.root/f, f, lambda im: im.getbbox() is not None)) for f in data.reader.mask_files(data._rows[i])]
     return np.array(_each(one, len(data))).reshape(len(data), len(ATTRIBUTES))
 
-# %% ../../nbs/data/37_data.isic2018.ipynb #b4b77060
+# %% ../../nbs/data/37_data.isic2018.ipynb #e8fa91da
 info = DataSet('isic-2018-task2', 'ISIC 2018 task 2: five attributes of moles', task='segmentation', classes=('lesion',), modality='dermoscopy', channels=3, images=2594, masks=ATTRIBUTES,
     spacing='unknown: pictures of many dermatoscopes and sizes',
     licence='CC BY-NC 4.0, as the challenge states (general knowledge, not checked)',
     citation='Codella N et al. Skin Lesion Analysis Toward Melanoma Detection 2018: A Challenge Hosted by the International Skin Imaging Collaboration. arXiv:1902.03368, 2019; Tschandl P, Rosendahl C, Kittler H. The HAM10000 dataset. Scientific Data 5:180161, 2018',
     url='https://challenge2018.isic-archive.com/task2/',
-    how_to_get='From the data page of the challenge (challenge.isic-archive.com/data) take "ISIC2018_Task1-2_Training_Input" and "ISIC2018_Task2_Training_GroundTruth_v3", unzip both side by side, and name the folder isic-2018-task2',
-    notes='The masks of the 1,000 test pictures are not public: scores on held-out training pictures are not comparable with the paper. Patients and lesions are not named. Most masks are empty (Table 1: 41 to 96 in 100), so a mean over pictures depends on what an empty mask counts.',
+    how_to_get='From the data page of the challenge (challenge.isic-archive.com/data) take "ISIC2018_Task1-2_Training_Input" and "ISIC2018_Task2_Training_GroundTruth_v3", unzip both side by side, and name the folder isic-2018-task2; or run medattn data get isic-2018-task2. For split="official" add the inputs and the ground truth of Validation and Test',
+    notes='Scores on held-out training pictures are not comparable with the paper, which was scored on the 1,000 test pictures (split="official"). Patients and lesions are not named. Most masks are empty (Table 1: 41 to 96 in 100), so a mean over pictures depends on what an empty mask counts.',
     counts=(('','lesion',2594),),
-    paper='SANet: trained on the 2,594, scored on the 1,000 test pictures by the server of the challenge; average of the five Jaccard indices and their micro average.',
+    paper='SANet: trained on the 2,594, scored on the 1,000 test pictures (split="official"); average of the five Jaccard indices and their micro average.',
     signs=('ISIC2018_Task1-2_Training_Input/ISIC_*.jpg',))
+_all = dict(images=3694, counts=(('train','lesion',2594),('valid','lesion',100),('test','lesion',1000)))
 
-# %% ../../nbs/data/37_data.isic2018.ipynb #7d1d0d1a
-def _rows(root, report):
-    "A row for every picture, with its five mask files"
-    ims = sorted((root/_input).glob('ISIC_*.jpg'))
-    truth = max((o for o in root.glob(_truth) if o.is_dir()), default=None)
-    if truth is None: report(_truth.replace('*', '_v3'), 'no folder of this name', 'unzip the ground truth of task 2 beside the pictures: files ISIC_..._attribute_NAME.png')
-    if not ims: report(_input, 'no pictures ISIC_*.jpg', 'unzip ISIC2018_Task1-2_Training_Input.zip')
+# %% ../../nbs/data/37_data.isic2018.ipynb #9048eb9e
+def _rows(root, side, report):
+    "A row for every picture of a side, with its five mask files"
+    folder,want = f'ISIC2018_Task1-2_{_sides[side]}_Input',f'ISIC2018_Task2_{_sides[side]}_GroundTruth'
+    ims,truth = sorted((root/folder).glob('ISIC_*.jpg')),max((o for o in root.glob(f'{want}*') if o.is_dir()), default=None)
+    if not ims: report(folder, 'no pictures ISIC_*.jpg', f'unzip {folder}.zip')
+    if truth is None: report(want, 'no folder of this name', 'unzip the ground truth of task 2 beside the pictures (of Training the version _v3): files ISIC_..._attribute_NAME.png')
     rows = []
     for p in ims if truth else []:
         masks = {f'mask:{k}':truth/f'{p.stem}_attribute_{k}.png' for k in ATTRIBUTES}
         gone = [o for o in masks.values() if not o.is_file()]
         for o in gone: report(o.relative_to(root).as_posix(), 'no file of this name', f"{p.name} needs five masks, {', '.join(ATTRIBUTES)}, empty ones too")
-        if not gone: rows.append(dict(file=p.relative_to(root).as_posix(), label=0, name=p.stem, **{k:o.relative_to(root).as_posix() for k,o in masks.items()}))
+        if not gone: rows.append(dict(file=p.relative_to(root).as_posix(), label=0, name=p.stem, split=side, **{k:o.relative_to(root).as_posix() for k,o in masks.items()}))
     return rows
 
 def _fold(data, k, fold, seed):
     if fold not in range(1, k+1): raise ArgumentError('fold', fold, f'use 1 to {k}')
     return kfold_groups(data, k, seed)[fold-1]
 
-# %% ../../nbs/data/37_data.isic2018.ipynb #54752153
+# %% ../../nbs/data/37_data.isic2018.ipynb #0905d276
 @register_dataset(info)
 def isic2018_task2(
     root, # The folder with both folders of the challenge
     report, # Told of what is wrong, as `report(file, problem, fix)`
-    split:str='grouped', # 'grouped' (80/10/10), 'folds' or 'none'; all by picture, since patients are not named
+    split:str='grouped', # 'grouped' (80/10/10), 'folds' or 'none' of the training part, by picture; 'official' needs Validation and Test too
     fold:int=1, # With 'folds': which fold is 'valid', the first is 1
     k:int=5, # With 'folds': how many there are
     attributes:bool=False, # Read every mask to fill `has:NAME`? Takes minutes
     seed:int=0, # Chooses split and folds
 )->Data: # Masks in the order of Table 1; extra column `name`
-    "Moles with five attributes, in the order of their names"
-    df = pd.DataFrame(_rows(Path(root), report), columns=['file','label','name',*(f'mask:{o}' for o in ATTRIBUTES)])
-    about = replace(info, attributes=ATTRIBUTES) if attributes else info
-    data = Data(about, df.assign(group=df.name), root)
+    "Moles with five attributes, in the order of split and name"
+    root,sides = Path(root),list(_sides)[:3 if split=='official' else 1]
+    df = pd.DataFrame([o for s in sides for o in _rows(root, s, report)], columns=['file','label','name','split',*(f'mask:{o}' for o in ATTRIBUTES)])
+    about = replace(info, attributes=ATTRIBUTES*attributes, **(_all if split=='official' else {}))
+    data = Data(about, df.assign(group=df.name, split=df.split if split=='official' else ''), root)
     if attributes: data = Data(about, data.items.assign(**{f'has:{o}':v for o,v in zip(ATTRIBUTES, _shown(data).T)}), root)
-    return _choose(data, split, dict(grouped=lambda d: split_groups(d, (.8,.1,.1), seed), folds=lambda d: _fold(d, k, fold, seed), none=None))
+    return _choose(data, split, dict(official=None, grouped=lambda d: split_groups(d, (.8,.1,.1), seed), folds=lambda d: _fold(d, k, fold, seed), none=None))

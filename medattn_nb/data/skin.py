@@ -184,13 +184,13 @@ def _by_content(data, fractions, seed):
     first = sha.map({k:v for k,v in zip(sha[::-1], data.items.name[::-1])})
     return split_groups(Data(data.info, data.items.assign(group=first), data.root, data.reader), fractions, seed)
 
-# %% ../../nbs/data/36_data.skin.ipynb #bce85aa7
+# %% ../../nbs/data/36_data.skin.ipynb #df3d70be
 isic2017_info = DataSet('isic2017-skin-lesion', 'ISIC 2017: melanoma or not', classes=('not_melanoma','melanoma'), modality='dermoscopy', channels=3, images=2750, attributes=_five,
     spacing='unknown: pictures of many dermatoscopes',
     licence='stated by the challenge to be CC0 (general knowledge); the attribute table is under the MIT licence',
     citation='Codella N et al. Skin Lesion Analysis Toward Melanoma Detection: A Challenge at the 2017 ISBI, hosted by the International Skin Imaging Collaboration. arXiv:1710.05006, 2017',
     url='https://challenge.isic-archive.com/landing/2017/',
-    how_to_get='From the data page of the challenge (challenge.isic-archive.com/data) take, for Training, Validation and Test_v2, the data and parts 1 to 3 of the ground truth, unzip them side by side, and name the folder isic2017-skin-lesion',
+    how_to_get='From the data page of the challenge (challenge.isic-archive.com/data) take, for Training, Validation and Test_v2, the data and parts 1 to 3 of the ground truth, unzip them side by side, and name the folder isic2017-skin-lesion; or run medattn data get isic2017-skin-lesion',
     notes='Six pairs of the compact copy are byte for byte identical, and four of them cross the official split. Patients are not named. Ink, rulers and colour patches are on many pictures; one in five lesions is a melanoma.',
     counts=(('train','melanoma',374),('train','not_melanoma',1626),('valid','melanoma',30),('valid','not_melanoma',120),('test','melanoma',117),('test','not_melanoma',483)),
     paper="Stands in for the self-attention study's 3,297 moles (split='paper': 80% training, 20% validation of all), and for SANet's attributes, whole pictures only.",
