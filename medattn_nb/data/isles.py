@@ -46,14 +46,14 @@ def _patients(path, cases, report):
         if not at.get(o): report(p.name, f'no patient for {o}', 'add a row, or pass patients=None')
     return {o:at.get(o) or o for o in cases}
 
-# %% ../../nbs/data/44_data.isles.ipynb #10473617
+# %% ../../nbs/data/44_data.isles.ipynb #334ef9ae
 info = DataSet('isles-2018', 'ISLES 2018, training part', task='segmentation', classes=('no_lesion','lesion'), modality='CT perfusion (CBF, MTT, CBV, Tmax)', channels=4, dtype='float32', masks=('lesion',),
     spacing='about 1 mm in the slice, 5 mm or more between slices, 256x256 pixels and few slices a case (general knowledge, not checked); a file says its own',
     licence='Open Database License, after registration (general knowledge, not checked)',
     citation='Hakim A, Christensen S, Winzeck S et al. Predicting infarct core from computed tomography perfusion in acute ischemia with machine learning: lessons from the ISLES challenge. Stroke 52(7):2328-2337, 2021',
     url='http://www.isles-challenge.org',
-    how_to_get='Register at the SICAS medical image repository (smir.ch, ISLES 2018), take the training archive, and put its folder TRAINING into a folder isles-2018',
-    notes='94 cases of 63 patients (general knowledge, not checked): some patients are two cases, and nothing in the folders says which, so even a split by case may divide a patient (see the option patients). The outline was drawn on MR, not on these maps, and the stroke may have grown in between. Some cases have only two slices.',
+    how_to_get='Register at the SICAS medical image repository (smir.ch, ISLES 2018), take the training archive, and put its folder TRAINING into a folder isles-2018 (others name Zenodo record 17736412 as a second source; not checked)',
+    notes='94 cases of 63 patients (general knowledge, not checked): some patients are two cases, and nothing in the folders says which, so even a split by case may divide a patient (see the option patients). The outline was drawn on MR, not on these maps, and the stroke may have grown in between. Some cases have only two slices, as far as is known.',
     paper='Paying attention to mistakes: cases dealt at random 0.7 : 0.1 : 0.2, CBF, MTT, CBV and Tmax, each normalised in each case, centre crop 224x224. Its abstract says ultrasound by mistake.',
     signs=('TRAINING/case_*/SMIR.Brain.*','ISLES2018_Training/TRAINING/case_*/SMIR.Brain.*','case_*/SMIR.Brain.*CT_CBF*'))
 
