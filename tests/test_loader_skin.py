@@ -37,13 +37,21 @@ def test_cancer(kaggle):
     assert p.describe().to_numpy().tolist()==[[8,8,16],[2,2,4],[10,10,20]] and set(p.items.split)=={'train','valid'}
     assert p.items.split.tolist()!=load('skin-cancer', kaggle, split='paper', seed=1).items.split.tolist()
     assert set(load('skin-cancer', kaggle, split='none').items.split)=={''}
-    with pytest.raises(ArgumentError, match='official, paper, none'): load('skin-cancer', kaggle, split='grouped')
+    with pytest.raises(ArgumentError, match='official, paper, grouped, none'): load('skin-cancer', kaggle, split='folds')
+
+def test_cancer_twins_stay_together(kaggle):
+    a,b = (kaggle/o for o in ('train/benign/1100.jpg','test/malignant/1100.jpg'))
+    Image.open(a).save(b, quality=95)
+    d = load('skin-cancer', kaggle, split='grouped')
+    g = d.items.set_index('name')
+    assert a.read_bytes()!=b.read_bytes() and g.group['test/malignant/1100.jpg']=='train/benign/1100.jpg' and g.group.nunique()==19
+    assert not len(leaks(d)) and set(d.items.split)=={'train','valid'} and g.split['test/malignant/1100.jpg']==g.split['train/benign/1100.jpg']
 
 def test_cancer_in_a_folder_data(kaggle, tmp_path):
     a = load('skin-cancer', kaggle).items
     (tmp_path/'other/skin-cancer').mkdir(parents=True); kaggle.rename(tmp_path/'other/skin-cancer/data')
     b = load('skin-cancer', tmp_path/'other').items
-    assert [o.removeprefix('data/') for o in b.file]==a.file.tolist() and b.split.equals(a.split)
+    assert [o.removeprefix('data/') for o in b.file]==a.file.tolist() and b.drop(columns='file').equals(a.drop(columns='file'))
 
 def test_cancer_counts(): assert '3297' in about('skin-cancer')['images'] and 'train malignant 1197' in about('skin-cancer')['published counts']
 

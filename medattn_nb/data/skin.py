@@ -8,7 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/data/data.skin.html.md"""
 __all__ = ['cancer_info', 'FEATURES', 'isic2017_info', 'SIGNS', 'ph2_info', 'skin_cancer', 'isic_superpixels',
            'SuperpixelFeatures', 'isic2017', 'ph2']
 
-# %% ../../nbs/data/36_data.skin.ipynb #ed390072
+# %% ../../nbs/data/36_data.skin.ipynb #95c311cb
 import json,re
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +16,19 @@ import numpy as np
 import pandas as pd
 from ..core import ArgumentError,DataError,MissingPackage
 from .datasets import Data,DataSet,Files,_open,_pictures,_size,read_image,read_manifest,register_dataset,split_groups,split_name
+from .quality import near_groups
 from .splits import random_split
 
-# %% ../../nbs/data/36_data.skin.ipynb #3a878a96
+# %% ../../nbs/data/36_data.skin.ipynb #487cb7de
 def _choose(data, split, deal):
     "`data` as the function that `deal` has for `split` deals it; `None` there leaves it as it is"
     if split not in deal: raise ArgumentError('split', split, f"choose from {', '.join(deal)}")
     return deal[split](data) if deal[split] else data
+
+def _by_twins(data, fractions, seed):
+    "Deal `data` with nearly identical pictures in one group, named by the first of them"
+    first = data.items.name.groupby(near_groups(data)).transform('first')
+    return split_groups(Data(data.info, data.items.assign(group=first), data.root, data.reader), fractions, seed)
 
 def _unsplit(data): return Data(data.info, data.items.assign(split=''), data.root, data.reader)
 
@@ -38,14 +44,14 @@ cancer_info = DataSet('skin-cancer', 'Skin cancer, malignant against benign', cl
     paper='Self-attention study: benign against malignant, 80% training and 20% validation (split="paper"; the set has its own folders too, split="official").',
     signs=('train/malignant/1[01][0-9][0-9].jpg','data/train/malignant/1[01][0-9][0-9].jpg'))
 
-# %% ../../nbs/data/36_data.skin.ipynb #31dfdcae
+# %% ../../nbs/data/36_data.skin.ipynb #37f0f003
 @register_dataset(cancer_info)
 def skin_cancer(
     root, # The folder that has train and test, or data/train and data/test
     report, # Told of what is wrong, as `report(file, problem, fix)`
-    split:str='official', # 'official' (train and test), 'paper' (80% train, 20% valid of all, by picture) or 'none'
+    split:str='official', # 'official' (train and test), 'paper' (80% train, 20% valid of all, by picture), 'grouped' (the same, near twins together; reads all) or 'none'
     seed:int=0, # Chooses the split 'paper'
-)->Data: # Label 1 is malignant; each picture is its own group
+)->Data: # Label 1 is malignant; each picture is its own group, unless twins were looked for; extra column `name`
     "Moles, benign or malignant, in the order of side, class and number"
     root,rows = Path(root),[]
     top = 'data/' if not (root/'train').is_dir() else ''
@@ -54,9 +60,10 @@ def skin_cancer(
             d = root/top/side/cls
             fs = _pictures(d, deep=False) if d.is_dir() else []
             if not fs: report(f'{top}{side}/{cls}', 'no pictures', 'expected folders train and test with the folders benign and malignant in each')
-            rows += [dict(file=o.relative_to(root).as_posix(), label=label, split=side) for o in sorted(fs, key=lambda o: (len(o.name),o.name))]
-    data = Data(cancer_info, pd.DataFrame(rows, columns=['file','label','split']), root)
-    return _choose(data, split, dict(official=None, paper=lambda d: random_split(d, dict(train=.8, valid=.2), seed), none=_unsplit))
+            rows += [dict(file=o.relative_to(root).as_posix(), label=label, split=side, name=f'{side}/{cls}/{o.name}') for o in sorted(fs, key=lambda o: (len(o.name),o.name))]
+    df = pd.DataFrame(rows, columns=['file','label','split','name'])
+    data,shares = Data(cancer_info, df.assign(group=df.name), root),dict(train=.8, valid=.2)
+    return _choose(data, split, dict(official=None, paper=lambda d: random_split(d, shares, seed), grouped=lambda d: _by_twins(d, shares, seed), none=_unsplit))
 
 # %% ../../nbs/data/36_data.skin.ipynb #64259566
 FEATURES = 'pigment_network','negative_network','milia_like_cyst','streaks' # Of part 2: all that SANet segments but the globules
@@ -177,21 +184,14 @@ def _from_features(root, df, report):
     found = [one(*o) for o in zip(df.split, df.name)]
     return {f'has:{k}':[o.get(k, np.nan) for o in found] for k in _five}
 
-# %% ../../nbs/data/36_data.skin.ipynb #5b75c4b0
-def _by_content(data, fractions, seed):
-    "Deal `data` with identical pictures in one group, named by the first of them"
-    sha = pd.Series([o.split()[0] for o in data.contents])
-    first = sha.map({k:v for k,v in zip(sha[::-1], data.items.name[::-1])})
-    return split_groups(Data(data.info, data.items.assign(group=first), data.root, data.reader), fractions, seed)
-
-# %% ../../nbs/data/36_data.skin.ipynb #df3d70be
+# %% ../../nbs/data/36_data.skin.ipynb #43723a96
 isic2017_info = DataSet('isic2017-skin-lesion', 'ISIC 2017: melanoma or not', classes=('not_melanoma','melanoma'), modality='dermoscopy', channels=3, images=2750, attributes=_five,
     spacing='unknown: pictures of many dermatoscopes',
     licence='stated by the challenge to be CC0 (general knowledge); the attribute table is under the MIT licence',
     citation='Codella N et al. Skin Lesion Analysis Toward Melanoma Detection: A Challenge at the 2017 ISBI, hosted by the International Skin Imaging Collaboration. arXiv:1710.05006, 2017',
     url='https://challenge.isic-archive.com/landing/2017/',
     how_to_get='From the data page of the challenge (challenge.isic-archive.com/data) take, for Training, Validation and Test_v2, the data and parts 1 to 3 of the ground truth, unzip them side by side, and name the folder isic2017-skin-lesion; or run medattn data get isic2017-skin-lesion',
-    notes='Six pairs of the compact copy are byte for byte identical, and four of them cross the official split. Patients are not named. Ink, rulers and colour patches are on many pictures; one in five lesions is a melanoma.',
+    notes='Six pairs of the compact copy are byte for byte identical, and four of them cross the official split; split="grouped" keeps near twins together. Patients are not named. Ink, rulers and colour patches are on many pictures; one in five lesions is a melanoma.',
     counts=(('train','melanoma',374),('train','not_melanoma',1626),('valid','melanoma',30),('valid','not_melanoma',120),('test','melanoma',117),('test','not_melanoma',483)),
     paper="Stands in for the self-attention study's 3,297 moles (split='paper': 80% training, 20% validation of all), and for SANet's attributes, whole pictures only.",
     signs=('ISIC-2017_Training_Data/ISIC_*.jpg','train/melanoma/ISIC_*.jpg'))
@@ -212,14 +212,14 @@ def _isic_target(df, target):
     df = df[df.diagnosis.isin(_diagnoses)]
     return df.assign(label=df.diagnosis.map(_diagnoses.index)),dict(classes=_diagnoses, counts=())
 
-# %% ../../nbs/data/36_data.skin.ipynb #238e1a99
+# %% ../../nbs/data/36_data.skin.ipynb #e4a0aa28
 @register_dataset(isic2017_info)
 def isic2017(
     root, # The folders of the challenge, or the compact copy with a manifest.csv
     report, # Told of what is wrong, as `report(file, problem, fix)`
     target:str='melanoma', # 'melanoma' (or not) or 'diagnosis' (nevus, seborrheic keratosis, melanoma; unknown ones left out)
     masks:str|None=None, # 'lesion' or 'features' (four attributes, on superpixels); official layout only
-    split:str='official', # 'official', 'paper' (80% train, 20% valid, by picture), 'grouped' (as large as the official, identical pictures together) or 'none'
+    split:str='official', # 'official', 'paper' (80% train, 20% valid, by picture), 'grouped' (as large as the official, near twins together; reads all) or 'none'
     seed:int=0, # Chooses a split that is not the official one
 )->Data: # Extra columns: `name`, `diagnosis` ('' where unknown) and `has:NAME` for five attributes
     "Moles of the ISIC 2017 challenge, in the order of split and name"
@@ -232,7 +232,7 @@ def isic2017(
     info = replace(isic2017_info, **said, **masked)
     data = Data(info, df.assign(group=df.name, **{**{f'has:{k}':np.nan for k in _five}, **has}), root, SuperpixelFeatures(root, info) if masks=='features' else None)
     shares = dict(train=2000/2750, valid=150/2750, test=600/2750)
-    deal = dict(official=None, paper=lambda d: random_split(d, dict(train=.8, valid=.2), seed), grouped=lambda d: _by_content(d, shares, seed), none=_unsplit)
+    deal = dict(official=None, paper=lambda d: random_split(d, dict(train=.8, valid=.2), seed), grouped=lambda d: _by_twins(d, shares, seed), none=_unsplit)
     return _choose(data, split, deal)
 
 # %% ../../nbs/data/36_data.skin.ipynb #cb50269d
