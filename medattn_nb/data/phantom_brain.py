@@ -48,7 +48,7 @@ def field(
     F[np.arange(-h, h+1)%size,:h+1] = spec[_K-h:_K+h+1,:h+1]
     return fft.irfft2(F, s=(size,size), norm='forward')
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #61a1f49f
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #81f5dd41
 def head(
     rng:np.random.Generator, # Draws everything that differs between people
 )->SimpleNamespace: # For `tissues`; lengths as shares of the image side, angles in radians
@@ -57,6 +57,7 @@ def head(
     return SimpleNamespace(turn=u(-.09, .09), shift=u(-.012, .012, 2), length=u(.43, .455), width=u(.345, .375), ventricles=u(.7, 1.6), sulci=u(.5, 1.5),
                            phase=u(0, 2*np.pi, 10), folds=[spectrum(rng, 8.5, .35) for _ in range(6)])
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #5092470f
 def extent(
     h:SimpleNamespace, # From `head`
     z, # Height from -1 to 1: 0 where the brain is widest, 1 at its top
@@ -65,31 +66,34 @@ def extent(
     s = np.sqrt(1-np.where(np.asarray(z)>0, np.abs(z)**2.6, np.square(z)/4))
     return h.length*(.25+.75*s),h.width*s
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #2a2a3ae7
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #634be40d
 def _smooth(t):
     "From 0 to 1 as `t` does, without corners"
     t = np.clip(t, 0, 1)
     return t*t*(3-2*t)
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #7f6d170b
 def _step(v): return float(_smooth(v)) # for a number: a Python float leaves `float32` arrays as they are
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #5458f1b2
 def _soft(d, width=.008):
     "1 where the distance `d` is inside, 0 outside, a ramp of `width` between: the partial volume of a pixel"
     return np.clip(d/np.float32(width)+np.float32(.5), 0, 1)
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #e0f00d2f
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #f405edfb
 def _to_segment(y, x, a, b):
     "Distance from the segment between `a` and `b`, and how far along it (0 to 1) the nearest point is"
     dy,dx = b[0]-a[0],b[1]-a[1]
     t = np.clip(((y-a[0])*dy+(x-a[1])*dx)/(dy*dy+dx*dx), 0, 1)
     return np.sqrt((y-a[0]-t*dy)**2+(x-a[1]-t*dx)**2),t
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #38506d6e
 def _in_ellipse(y, x, cy, cx, ry, rx, turn=0):
     "About the distance from the edge of an ellipse, positive inside"
     c,s = float(np.cos(turn)),float(np.sin(turn))
     return (1-np.sqrt((((y-cy)*c+(x-cx)*s)/ry)**2+(((x-cx)*c-(y-cy)*s)/rx)**2))*rx
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #b6133cac
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #c8762422
 def _frame(h, size, bend=0, i=0):
     "Coordinates of the pixels in the head's own frame, as shares of the image side; `bend` makes them wavy, with phases from the `i`-th on"
     c,p = (np.arange(size)+.5)/size-.5,h.phase[i:i+4]
@@ -98,6 +102,7 @@ def _frame(h, size, bend=0, i=0):
     a,b = np.cos(h.turn),np.sin(h.turn)
     return (a*y+b*x).astype(np.float32),(a*x-b*y).astype(np.float32)
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #fc0018c0
 def _depth(h, y, x, z):
     "About the distance from the brain's surface, positive inside: an egg, wider at the back"
     l,w = extent(h, z)
@@ -105,7 +110,7 @@ def _depth(h, y, x, z):
     v,u = y*y,(x/(np.float32(w)*(1+np.float32(.1)*y-np.float32(.1)*y*y)))**2
     return (1-np.sqrt(np.maximum(u+v-np.float32(.25)*u*v, 1e-6)))*np.float32(w)
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #bd7db060
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #6dbaf99a
 def _folds(h, y, x, z, depth):
     "Distance from the sulci: zeros of a field that changes slowly with height"
     a = (z+1)*2.2
@@ -115,6 +120,7 @@ def _folds(h, y, x, z, depth):
     along = (gy*y+gx*x)**2/((gy*gy+gx*gx)*(y*y+x*x)+np.float32(1e-9))
     return np.abs(n)/45+np.maximum(0, depth-np.float32(.11))*np.float32(.9)+np.float32(.022)*along*along
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #e7c54cc9
 def _fissures(h, y, x, z):
     "Distance from the fissure between the hemispheres and from the one at each side"
     ax,w = np.abs(x),float(extent(h, z)[1])
@@ -122,7 +128,7 @@ def _fissures(h, y, x, z):
     side = np.minimum(_to_segment(y, ax, (-.05,w*.6), (-.075,w*1.05))[0], _to_segment(y, ax, (-.05,w*.6), (.06,w*.68))[0])
     return np.minimum(middle, side+.05*_step((z-.1)/.25))
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #0ba0ee86
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #24ec5c36
 def _ventricles(h, y, x, z):
     "About the distance from the edge of the ventricles, positive inside: two horns, their bodies, and a slit between them"
     ax,v = np.abs(x),h.ventricles
@@ -134,6 +140,7 @@ def _ventricles(h, y, x, z):
     slit = .005*v-.02*(1-third)-np.sqrt(ax*ax+np.maximum(0, np.abs(y-.02)-.04)**2)
     return np.maximum(np.maximum(horn, body)-.03*(1-there), slit)
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #3c5915df
 def _nuclei(y, x, z):
     "About the distance from the edge of the deep grey matter: thalamus, putamen, caudate nucleus"
     ax = np.abs(x)
@@ -161,7 +168,7 @@ def tissues(
     grey = np.maximum(_soft(.019-np.minimum.reduce([folds, fissures, depth])), np.float32(.8)*_soft(_nuclei(y, x, z)))*(1-csf)
     return SimpleNamespace(brain=depth>0, csf=csf, grey=grey, white=1-csf-grey, depth=depth, ventricle=fluid>0, y=Y, x=X)
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #5d8516cc
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #de095ff3
 @dataclass(frozen=True)
 class BrainOptions:
     "Everything that decides how a picture of 'phantom-brain' looks"
@@ -183,6 +190,7 @@ class BrainOptions:
             if not lo<=getattr(self, k)<=hi: raise ArgumentError(k, getattr(self, k), f'use a value from {lo} to {hi}')
         if self.planes not in ('enhancing','all'): raise ArgumentError('planes', self.planes, "use 'enhancing' or 'all'")
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #c9ff75f5
 def _stream(o, what, number): return np.random.default_rng(derive_seed(o.seed, 'brain', what, number))
 
 # %% ../../nbs/data/13_data.phantom_brain.ipynb #6210c15b
@@ -199,9 +207,10 @@ def _span(o, rng):
     first = int(rng.random()*(o.slices-m+1))
     return first,m,(np.arange(o.slices)-first-(m-1)/2)/((m+.5)/2)
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #864163d1
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #43b33820
 _theta = np.arange(256)*2*np.pi/256
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #3df0a77c
 def _ripple(rng, n):
     "Amplitudes, phases and drifts of the harmonics 2 to n+1 of an outline"
     return rng.uniform(0, 1, n)/np.arange(1, n+1)**.8,rng.uniform(0, 2*np.pi, n),rng.normal(0, .6, n)
@@ -222,7 +231,7 @@ def _satellites(o, rng, p):
         p.nodules.append((q, turn, gap, g))
     return sum((np.pi*q**2*g for q,_,_,g in p.nodules), np.zeros(o.slices))
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #cf2f18a9
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #7a5c71f6
 def _outlines(o, rng, p):
     "Add to plan `p` the outer edge of the rim as a factor of the radius, the inner edge as a share of the outer one, and the ripples of the oedema, by slice and direction"
     out,inn,far = _ripple(rng, 5),_ripple(rng, 6),_ripple(rng, 6)
@@ -230,6 +239,7 @@ def _outlines(o, rng, p):
     p.inner = np.stack([1-o.rim**np.exp(_round(inn, .35, t)) for t in p.t])
     p.far = np.stack([1+_round(far, .27, t) for t in p.t])
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #a0920ea8
 def _place(o, rng, p):
     "Add to plan `p` the middle of the core in every slice: in one hemisphere, and far enough from the surface to fit"
     y,x,side = rng.uniform(-.6, .6),rng.uniform(.25, .65),rng.choice([-1,1])
@@ -258,23 +268,25 @@ def plan(
     _place(o, rng, p)
     return p
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #7c15cd8b
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #97bbbef4
 def _fade(o, s, u):
     "Enhancement at distance `s` inside the outer edge; `u` is the same as a share of the rim's thickness"
     return _soft(s)*(o.rim_contrast+(1-o.rim_contrast)*_smooth(u/.7))
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #47210478
 def _polar(s, cy, cx):
     "Distance from a point, and the direction as an index into the 256 of an outline"
     dy,dx = s.y-np.float32(cy),s.x-np.float32(cx)
     return np.sqrt(dy*dy+dx*dx),(np.arctan2(dy, dx)*np.float32(128/np.pi)).astype(np.int16)&255
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #769be358
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #08ce0d30
 def _nodule(o, p, k, s, q, turn, gap, g):
     "Enhancement and mask of one satellite in slice `k`"
     a,far = np.arctan2(-p.y[k], -p.x[k])+turn,p.R0*(1.15+q+gap)
     d = np.float32(p.R0*q*np.sqrt(g))-np.sqrt((s.y-np.float32(p.y[k]+far*np.sin(a)))**2+(s.x-np.float32(p.x[k]+far*np.cos(a)))**2)
     return _fade(o, d, d/np.float32(p.R0*q)),d>0
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #8c252c39
 def _core(o, p, k, s):
     "Enhancement, necrosis and oedema from 0 to 1, and the three masks, in slice `k` with tissues `s`"
     rho,i = _polar(s, p.y[k], p.x[k])
@@ -291,13 +303,15 @@ def _core(o, p, k, s):
     core = core|enhancing
     return enh*(1-necrosis),necrosis,oedema*p.strength,np.stack([(oedema>.35)|core, core, enhancing])&s.brain
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #301da5bb
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #f4ae33dd
 _signal = np.array([[.25,.27,1.75,.25], [.72,.75,1.05,1.0], [1.,1.02,.82,.86], [.74,.76,1.4,1.45], [.5,.53,1.6,.8], [.8,1.95,1.2,1.2]], np.float32)
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #e483c71a
 def _signals(o, case):
     "The signal of fluid, grey and white matter, oedema, necrosis and enhancing tumour in the four modalities of one case"
     return _signal*np.clip(_stream(o, 'signal', case).normal(1, .04, _signal.shape), .85, 1.15).astype(np.float32)
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #4a9006f6
 def _bias(o, case, y, x):
     "A smooth change of brightness across the image, another one in each modality"
     return np.stack([np.ones_like(y), y, x, y*y-x*x], -1)@np.concatenate([np.ones((1,4)), _stream(o, 'bias', case).uniform(-.3, .3, (3,4))]).astype(np.float32)
@@ -312,9 +326,10 @@ def _vessels(o, case, h, z, s):
         if low<z<low+long: out = np.maximum(out, np.float32(v)*np.exp(((s.y-np.float32(deep*l*np.sin(phi)))**2+(s.x-np.float32(deep*w*np.cos(phi)))**2)/np.float32(-2*r*r)))
     return out
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #c40ab5f2
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #edd6b5a2
 _raw = _Store(2**26)
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #2cfcadc5
 def _shares(o, p, k, s, mottle):
     "Shares of the six tissues in every pixel of the brain `(n,6)`, and the masks, in slice `k`"
     enh,necrosis,oedema,masks = _core(o, p, k, s)
@@ -323,6 +338,7 @@ def _shares(o, p, k, s, mottle):
     base = rest*(1-oedema)
     return np.stack([a[s.brain] for a in (base*s.csf, base*s.grey, base*s.white, rest*oedema, necrosis, enh)], -1),masks
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #4c18f4b0
 def _slice(o, number):
     "Signals of the brain's pixels `(n,4)` before normalisation, the brain, and the three masks of slice `number`"
     case,k = divmod(number, o.slices)
@@ -334,15 +350,17 @@ def _slice(o, number):
     a,b = np.float32(o.noise)*rng.standard_normal((2,)+raw.shape, dtype=np.float32)
     return np.sqrt((raw+a)**2+b*b),s.brain,masks
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #2911a87a
 def _drawn(o, number): return _raw.get((o,number), lambda: _slice(o, number))
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #e7046591
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #874cad78
 @lru_cache(maxsize=4096)
 def _scale(o, case):
     "Mean and standard deviation of each modality over the brain in all slices of a case"
     v = np.concatenate([_drawn(o, i)[0] for i in range(case*o.slices, (case+1)*o.slices)]).astype(np.float64)
     return v.mean(0).astype(np.float32),v.std(0).astype(np.float32)
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #75d141cd
 def draw_brain(
     o:BrainOptions, # How the pictures look
     number:int, # Slice `number%o.slices` of case `number//o.slices`
@@ -354,9 +372,10 @@ def draw_brain(
     img[brain] = (raw-mean)/sd
     return img,masks[-1:] if o.planes=='enhancing' else masks
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #3ceaae23
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #cae1c8f2
 VERSION = 1
 
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #22b0f6d4
 info = DataSet('phantom-brain', 'Brain tumour in four modalities (synthetic)', 'segmentation', classes=('no core','core'), modality='MRI (synthetic): T1, T1ce, T2, FLAIR', channels=4, dtype='float32', images=480,
     masks=('enhancing_core',), spacing='none; the brain is about 0.7 by 0.9 of the image side', licence='generated here, free to use', how_to_get='nothing to get: it is drawn when it is loaded', synthetic=True,
     notes='A stand-in with known truth for BraTS. A result on it says what a method can do, nothing about patients. Every case has a tumour; no slice lies below the basal ganglia.',

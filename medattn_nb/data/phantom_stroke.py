@@ -22,7 +22,7 @@ from .phantom_brain import _span,_stack,extent,field,head,height,spectrum,tissue
 MAPS = 'CBF','MTT','CBV','TMAX'
 UNITS = 'ml/100 g/min','s','ml/100 g','s'
 
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #b6d61f97
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #edc3586c
 @dataclass(frozen=True)
 class StrokeOptions:
     "Everything that decides how a picture of 'phantom-stroke' looks"
@@ -38,16 +38,18 @@ class StrokeOptions:
     planes:str='lesion' # Masks: 'lesion' for the core, 'both' for core and penumbra
     seed:int=0 # Chooses the cases
     def __post_init__(self):
-        for k,lo,hi in (('size',16,1024),('slices',1,200),('foreground',.0005,.08),('empty',0,.95),('penumbra',.1,3),('deficit',0,.29),('infarcts',0,10),('noise',0,2)):
+        for k,lo,hi in (('size',16,1024),('slices',1,200),('foreground',.0005,.05),('empty',0,.95),('penumbra',.1,3),('deficit',0,.29),('infarcts',0,10),('noise',0,2)):
             if not lo<=getattr(self, k)<=hi: raise ArgumentError(k, getattr(self, k), f'use a value from {lo} to {hi}')
         for k,ok in (('units',('z','physical')),('planes',('lesion','both'))):
             if getattr(self, k) not in ok: raise ArgumentError(k, getattr(self, k), f'use {ok[0]!r} or {ok[1]!r}')
 
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #1cd3a958
 def _stream(o, what, number): return np.random.default_rng(derive_seed(o.seed, 'stroke', what, number))
 
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #842f999f
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #35032063
 _healthy = np.array([[1.5,.25,3.], [60.,4.,1.6], [24.,2.,2.4]], np.float32) # fluid, grey and white matter: CBF, CBV, Tmax
 
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #a4fe0e1a
 def _vessels(rng, yn, xn):
     "Where the great arteries and the sinus at the back are, 0 to 1; coordinates as shares of the brain's half length and width"
     ax,out = np.abs(xn),0
@@ -56,6 +58,7 @@ def _vessels(rng, yn, xn):
         out = out+np.float32(a)*np.exp(-((yn-np.float32(y+dy))/np.float32(.035))**2-((ax-np.float32(x+dx))/np.float32(.045))**2)
     return out
 
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #e40ecc49
 def _perfusion(o, case, h, z, s):
     "CBF, CBV and Tmax of the brain's pixels `(n,3)`, before the stroke"
     (l,w),sigma = extent(h, z),.007*o.size
@@ -75,9 +78,10 @@ def _with_mtt(m):
     "CBF, MTT, CBV, Tmax from CBF, CBV, Tmax: mean transit time by the central volume principle"
     return np.stack([m[:,0], 60*m[:,1]/m[:,0], m[:,1], m[:,2]], -1)
 
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #8ca801d2
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #d2cfa6c8
 TERRITORIES = dict(middle=(.02,.62,.62,.42), anterior=(-.3,.14,.62,.16), posterior=(.68,.28,.36,.3)) # centre and half axes, y and x, as shares of the brain's half length and width
 
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #7a4f087c
 @lru_cache(maxsize=4096)
 def plan(
     o:StrokeOptions, # How the pictures look
@@ -113,24 +117,26 @@ def _level(p, k, s, z):
     level = np.minimum(np.float32(1.2)*inside(*TERRITORIES[p.territory]), inside(by+drift*p.t[k], bx, short, long, a))+np.float32(.13)*wave
     return np.where(s.brain&(x>.02)&~s.ventricle, level, np.float32(-9))
 
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #d7de6544
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #14d0d5e4
 def _cut(values, n):
     "A number that exactly `n` of the `values` exceed, halfway to the next one"
     i = len(values)-n
     v = np.partition(values, (i-1,i))
     return (v[i-1]+v[i])/2
 
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #df425001
 def _deep(o, p, k, level):
     "Depth `v` of every pixel: below 0 outside, from 0 in the penumbra, from 1 in the core, 2 at most"
     ok = level[level>-9]
-    n = round(float(p.core[k])*level.size) or int(p.has[k])
-    late = max(n+1, round(float(p.late[k])*level.size)) if p.late[k]>0 else 0
-    if late+1>=len(ok) or not late: return np.full(level.shape, -1, np.float32)
+    n,late = (round(float(a[k])*level.size) for a in (p.core, p.late))
+    n = min(max(n, int(p.has[k])), len(ok)*6//10)
+    late = min(max(late, n+1), len(ok)*9//10) if p.late[k]>0 else 0
+    if not late: return np.full(level.shape, -1, np.float32)
     c0,top = _cut(ok, late),ok.max()+1e-3
     c1 = _cut(ok, n) if n else top+.3*(top-c0)
     return np.interp(level, [c0-.7*(c1-c0),c0,c1,max(top, c1+1e-3)], [-.7,0,1,2]).astype(np.float32)
 
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #f851be7b
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #69cb983e
 def _stroke(o, m, v, uneven=0):
     "CBF, CBV and Tmax `(n,3)` at depths `v` from the healthy ones; `uneven`, from -1 to 1, varies how late the blood is"
     flow = np.interp(v, [-.6,0,1,2], [1,.68,.3,o.deficit])
@@ -152,16 +158,20 @@ def _old(o, case, h, z, s):
             out = np.minimum(out, 1-np.float32(.88)*np.clip(d/np.float32(.016)+np.float32(.5), 0, 1))
     return out
 
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #268c50e2
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #edd6b5a2
 _raw = _Store(2**26)
+
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #b5bad719
 _spread = np.array([35.,6.,2.6,5.], np.float32) # what `noise` is a share of
 
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #315691d8
 def _noise(o, number, brain):
     "Blotchy noise of unit variance in four maps, the brain's pixels `(n,4)`"
     rng = _stream(o, 'noise', number)
     blotches = np.stack([field(spectrum(rng, 13, .4), o.size)[brain] for _ in MAPS], -1)
     return np.float32(.7)*blotches+np.float32(.714)*rng.standard_normal((brain.sum(),4), dtype=np.float32)
 
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #6e90b232
 def _slice(o, number):
     "Maps of the brain's pixels `(n,4)` in physical units, the brain, and the masks of core and penumbra"
     case,k = divmod(number, o.slices)
@@ -175,15 +185,17 @@ def _slice(o, number):
     if o.noise: maps = np.maximum(0, maps+np.float32(o.noise)*_spread*_noise(o, number, s.brain))
     return maps,s.brain,np.stack([v>1, (v>0)&(v<=1)])
 
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #2911a87a
 def _drawn(o, number): return _raw.get((o,number), lambda: _slice(o, number))
 
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #26b99182
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #68edf096
 @lru_cache(maxsize=4096)
 def _scale(o, case):
     "Mean and standard deviation of each map over the brain in all slices of a case"
     v = np.concatenate([_drawn(o, i)[0] for i in range(case*o.slices, (case+1)*o.slices)]).astype(np.float64)
     return v.mean(0).astype(np.float32),v.std(0).astype(np.float32)
 
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #88f35272
 def draw_stroke(
     o:StrokeOptions, # How the pictures look
     number:int, # Slice `number%o.slices` of case `number//o.slices`
@@ -195,9 +207,10 @@ def draw_stroke(
     img[brain] = (maps-mean)/sd
     return img,masks[:1] if o.planes=='lesion' else masks
 
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #6833d154
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #cae1c8f2
 VERSION = 1
 
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #87010b5f
 info = DataSet('phantom-stroke', 'Stroke in CT perfusion maps (synthetic)', 'segmentation', classes=('no lesion','lesion'), modality='CT perfusion (synthetic): CBF, MTT, CBV, TMAX', channels=4, dtype='float32', images=752,
     masks=('lesion',), exclusive=True, spacing='none; the brain is about 0.7 by 0.9 of the image side', licence='generated here, free to use', how_to_get='nothing to get: it is drawn when it is loaded', synthetic=True,
     notes='A stand-in with known truth for ISLES 2018. A result on it says what a method can do, nothing about patients. The lesion is defined by its blood flow; in ISLES it was outlined on another kind of picture (general knowledge).',
