@@ -8,10 +8,11 @@ Docs: https://medattn.github.io/medattn_nb/data/data.skin.html.md"""
 __all__ = ['cancer_info', 'FEATURES', 'isic2017_info', 'SIGNS', 'ph2_info', 'skin_cancer', 'isic_superpixels',
            'SuperpixelFeatures', 'isic2017', 'ph2']
 
-# %% ../../nbs/data/36_data.skin.ipynb #95c311cb
+# %% ../../nbs/data/36_data.skin.ipynb #1714df00
 import json,re
 from dataclasses import replace
 from pathlib import Path
+from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 from ..core import ArgumentError,DataError,MissingPackage
@@ -269,7 +270,7 @@ def _ph2_sheet(path):
     def one(r): return dict(r, name=r['image_name'], kind=next((k for k in _kinds if [bool(r.get(o)) for o in _kinds]==[o==k for o in _kinds]), None), **{f'colour_{k}':r.get(k, '') for k in _colours})
     return [one(r) for r in rows]
 
-# %% ../../nbs/data/36_data.skin.ipynb #0ec596da
+# %% ../../nbs/data/36_data.skin.ipynb #e0b58bc4
 def _ph2_table(root, report):
     "The table of signs, from whichever file is there and can be read"
     sheet,txt = root/'PH2_dataset.xlsx',root/'PH2_dataset.txt'
@@ -277,7 +278,7 @@ def _ph2_table(root, report):
     except MissingPackage:
         if not txt.is_file(): raise
         rows = []
-    except Exception as e: report(sheet.name, f'no readable spreadsheet ({type(e).__name__})', 'take it from the archive again, or remove it and keep PH2_dataset.txt'); rows = []
+    except (OSError,KeyError,ValueError,BadZipFile) as e: report(sheet.name, f'no readable spreadsheet ({type(e).__name__})', 'take it from the archive again, or remove it and keep PH2_dataset.txt'); rows = []
     rows = rows or ([_ph2_number(o) for o in _ph2_text(txt)] if txt.is_file() else [])
     rows = [o for o in rows if re.fullmatch(r'IMD\d+', o.get('name', ''))]
     if not rows: report('PH2_dataset.xlsx', 'no table of signs with rows IMD...', 'expected PH2_dataset.xlsx (a row with Image Name, then one a case) or PH2_dataset.txt (cells between bars), as the archive has them')
@@ -318,14 +319,14 @@ def _ph2_compact(root, report):
         if signs: rows.append(dict(file=r['file'], mask=r['mask'], name=r['name'], kind=r['class'], **signs))
     return rows
 
-# %% ../../nbs/data/36_data.skin.ipynb #89ba05c6
+# %% ../../nbs/data/36_data.skin.ipynb #85942b9b
 ph2_info = DataSet('ph2-dermoscopy', 'PH2: 200 dermoscopic pictures with every sign', classes=_kinds, modality='dermoscopy', channels=3, images=200, masks=('lesion',), attributes=SIGNS,
     spacing='one device at 20-fold magnification, about 768x560 pixels; no pixel size is stated',
     licence='no terms stated; the paper calls it freely available for research and benchmarking',
     citation='Mendonca T, Ferreira PM, Marques JS, Marcal ARS, Rozeira J. PH2 - A dermoscopic image database for research and benchmarking. EMBC 2013:5437-5440. doi:10.1109/EMBC.2013.6610779',
     url='https://www.fc.up.pt/addi/ph2%20database.html',
     how_to_get='Request it from its page, unpack PH2Dataset, and name that folder (with "PH2 Dataset images" and PH2_dataset.xlsx) ph2-dermoscopy',
-    notes='Small, one hospital, one device, no official split, patients not named. The signs were written by those who made the diagnosis, and the pigment network nearly decides the class: do not take a network that predicts both for two findings.',
+    notes='Small, one hospital, one device, no official split, patients not named. Signs and diagnosis come from one hospital, and the pigment network nearly decides the class: do not take a network that predicts both for two findings.',
     counts=(('','common_nevus',80),('','atypical_nevus',80),('','melanoma',40)),
     paper="No paper reproduced here used it; it stands in for lesion outlines and for attributes of whole pictures in the manner of SANet's set.",
     signs=('PH2 Dataset images/IMD*','PH2Dataset/PH2 Dataset images/IMD*','images/common_nevus/IMD*'))
