@@ -20,6 +20,6 @@ setup(
         [f"Programming Language :: Python :: {o}" for o in cfg["python_versions"].split()],
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
-    extras_require={k: lines(f"{k.replace('-', '_')}_requirements") for k in ("notebooks", "fast-slic", "dev")},
+    extras_require={k: lines(f"{k.replace('-', '_')}_requirements") for k in ("notebooks", "formats", "fast-slic", "dev")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
 )

@@ -34,7 +34,7 @@ def ensure(root, **kw):
 
 def test_installs_once(project):
     did,run = ensure(project)
-    assert did and run.ran('-m venv')==1 and run.ran('pip install', '-c constraints.txt', '-e .[notebooks,dev]')==1 and run.ran('fast-slic')==1
+    assert did and run.ran('-m venv')==1 and run.ran('pip install', '-c constraints.txt', '-e .[notebooks,formats,dev]')==1 and run.ran('fast-slic')==1
     did,run = ensure(project)
     assert not did and run.cmds==[]
 
@@ -43,7 +43,7 @@ def test_installs_again_when_the_metadata_changes(project, file):
     ensure(project)
     with (project/file).open('a') as f: f.write('\n# changed\n')
     did,run = ensure(project)
-    assert did and not run.ran('-m venv') and run.ran('-e .[notebooks,dev]') and not run.ran('--reinstall')
+    assert did and not run.ran('-m venv') and run.ran('-e .[notebooks,formats,dev]') and not run.ran('--reinstall')
 
 @pytest.mark.parametrize('stop', ['uv==', '-e .', 'fast-slic'])
 def test_repairs_an_interrupted_installation(project, stop):
@@ -73,10 +73,10 @@ def test_goes_on_without_a_compiler(project, capsys):
 
 def test_falls_back_to_pip(project):
     did,run = ensure(project, fails=[f'uv=={install.UV}'])
-    assert did and run.ran('-m pip install', '-e .[notebooks,dev]')==1
+    assert did and run.ran('-m pip install', '-e .[notebooks,formats,dev]')==1
     (project/'setup.py').write_text('# changed')
     did,run = ensure(project, fails=['uv pip install'])
-    assert did and run.ran('-m pip install', '-e .[notebooks,dev]')==1
+    assert did and run.ran('-m pip install', '-e .[notebooks,formats,dev]')==1
 
 def test_says_so_when_it_cannot(project):
     with pytest.raises(SystemExit, match='goes on from here'): ensure(project, fails=['-e .'])

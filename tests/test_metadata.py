@@ -18,7 +18,7 @@ def ini():
 S = ini()
 P = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))
 def lines(key): return [o for o in S[key].splitlines() if o]
-EXTRAS = 'notebooks','fast_slic','dev'
+EXTRAS = 'notebooks','formats','fast_slic','dev'
 def wanted(*keys): return [Requirement(o) for k in keys for o in lines(f'{k}requirements')]
 ALL = wanted('', *(f'{k}_' for k in EXTRAS))
 

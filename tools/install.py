@@ -87,7 +87,7 @@ class Env:
         self.begun.touch()
         self.stamp.unlink(missing_ok=True)
         say("Installing the project into .venv (a few GB the first time: PyTorch)")
-        if not self.install("-e", ".[notebooks,dev]", again=again):
+        if not self.install("-e", ".[notebooks,formats,dev]", again=again):
             raise SystemExit("The installation did not finish. Is the network there? The same command goes on from here.")
         self.fast_slic()
         self.stamp.write_text(self.key())
