@@ -133,14 +133,14 @@ def test_library_imports_are_declared(path):
 
 @pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.stem)
 def test_notebook_imports_are_declared(path):
-    "`make install` brings the library, [notebooks] and [dev]"
+    "`make install` brings the library, [notebooks], [formats] and [dev]"
     body = [o for c in rules.cells(load(path),'code') for o in rules.tree(c).body]
-    assert set(third_party(body, lazy=False)) <= declared('','notebooks_','dev_')
+    assert set(third_party(body, lazy=False)) <= declared('','notebooks_','formats_','dev_')
     assert set(third_party(body)) <= {norm(r.name) for r in ALL}, 'an optional extra may be imported inside a function, but must be listed'
 
 @pytest.mark.parametrize('path', sorted((ROOT/'tests').glob('*.py')), ids=lambda p: p.stem)
 def test_test_imports_are_declared(path):
-    assert set(third_party(parsed(path).body)) <= declared('','notebooks_','dev_')
+    assert set(third_party(parsed(path).body)) <= declared('','notebooks_','formats_','dev_')
 
 def test_third_party_finds():
     body = ast.parse('import os, PIL.Image\nfrom torch import nn\nfrom .core import x\ntry: import timm\nexcept ImportError: pass\ndef f(): import seaborn').body
