@@ -87,7 +87,7 @@ def read_planes(
 # %% ../../nbs/data/00_data.datasets.ipynb #a806ac27
 _choices = dict(task=('classification','segmentation','multilabel'), dtype=('uint8','float32'), missing=('unknown','empty'))
 
-# %% ../../nbs/data/00_data.datasets.ipynb #9504e95e
+# %% ../../nbs/data/00_data.datasets.ipynb #15e73294
 @dataclass(frozen=True)
 class DataSet:
     "What is known about a collection of images, apart from the images"
@@ -114,12 +114,11 @@ class DataSet:
     attributes:tuple=() # Names of signs an image has or has not; the items table has a column 'has:NAME' with 1, 0 or NaN (unknown) for each
     counts:tuple=() # What the published set holds: (split, class, images), ...
     paper:str='' # What the papers reproduced here did with it
-    get:tuple=() # Files that may be downloaded: see the page of `data.download`
     def __post_init__(self):
         if not isinstance(self.channels, int) or self.channels<1: raise ArgumentError('channels', self.channels, 'use 1 (grey), 3 (colour) or the number of modalities')
         for k,ok in _choices.items():
             if getattr(self, k) not in ok: raise ArgumentError(k, getattr(self, k), f"choose from {', '.join(ok)}")
-        for k in ('classes','signs','masks','values','attributes','counts','get'): object.__setattr__(self, k, tuple(getattr(self, k)))
+        for k in ('classes','signs','masks','values','attributes','counts'): object.__setattr__(self, k, tuple(getattr(self, k)))
 
 # %% ../../nbs/data/00_data.datasets.ipynb #3181bcb8
 class Files:
@@ -700,7 +699,7 @@ def _make(name, root, report, options):
         if o not in known: raise ArgumentError(o, options[o], f"options of {name}: {', '.join(known) or 'none'}")
     return fn(None if info.synthetic else _locate(info, root), report, **options)
 
-# %% ../../nbs/data/00_data.datasets.ipynb #b059cf47
+# %% ../../nbs/data/00_data.datasets.ipynb #13ae3ca1
 def available(
     root=None, # As for `load`
 )->pd.DataFrame: # name, title, task, images, licence, synthetic, found
@@ -709,18 +708,19 @@ def available(
     def found(o): return o.synthetic or (base is not None and any(_is_at(o, p) for p in (base/o.name,base)))
     infos = [_registry[k][0] for k in sorted(_discover())]
     return pd.DataFrame([dict(name=o.name, title=o.title, task=o.task, images=o.images, licence=o.licence, synthetic=o.synthetic, found=found(o)) for o in infos],
-                        columns=['name','title','task','images','licence','synthetic','found'])
+                        columns=['name','title','task','images','licence','synthetic','found']).astype({'images':'Int64'})
 
-# %% ../../nbs/data/00_data.datasets.ipynb #487343ff
+# %% ../../nbs/data/00_data.datasets.ipynb #61924583
 def about(
     name:str, # A registered name
 )->pd.Series: # Field -> text
     "What is known about a registered set, without loading it"
     if name not in _discover(): raise ArgumentError('name', name, f"choose one of {', '.join(sorted(_registry))}")
     info,fn = _registry[name]
-    d = {k:v for k,v in asdict(info).items() if k not in ('name','signs','synthetic','values','exclusive','missing','counts','get')}
+    d = {k:v for k,v in asdict(info).items() if k not in ('name','signs','synthetic','values','exclusive','missing','counts')}
     d['published counts'] = '; '.join(' '.join(map(str, filter(None, o))) for o in info.counts)
-    d['direct download'] = 'yes, medattn data get '+name if info.get else ''
+    from medattn_nb.data.download import SOURCES
+    d['direct download'] = '' if isinstance(SOURCES.get(name, ''), str) else f'medattn data get {name}'
     d['options'] = ', '.join(str(o) for o in list(inspect.signature(fn).parameters.values())[2:])
     return pd.Series({k.replace('_',' '):', '.join(map(str, v)) if isinstance(v, tuple) else str(v) for k,v in d.items() if v not in (None,'',(),'uint8')}, name=name)
 

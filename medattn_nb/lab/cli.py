@@ -272,7 +272,7 @@ def _one(exps):
     if len(exps)!=1: raise ArgumentError('table', exps[0].paper, f"name one of its tables: {', '.join(o.name for o in exps)}")
     return exps
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #75ee28d8
+# %% ../../nbs/lab/50_lab.cli.ipynb #abca1a11
 @_command('data list', 'medattn data list --data-root data', _arg('name', nargs='?', metavar='NAME', help='say all that is known about one data set'), _root)
 def _data_list(a):
     "List the data sets that have a loader, and whether they are here"
@@ -280,7 +280,7 @@ def _data_list(a):
     if a.name: return print(_card(a.name))
     df = available(a.data_root)
     where = ['synthetic' if s else 'yes' if f else 'no' for s,f in zip(df.synthetic, df.found)]
-    print(_grid([['name','task','what it is','images','here'], *([n,k,t,str(i),w] for n,k,t,i,w in zip(df.name, df.task, df.title, df.images, where))]))
+    print(_grid([['name','task','what it is','images','here'], *([n,k,t,str(i).replace('<NA>', ''),w] for n,k,t,i,w in zip(df.name, df.task, df.title, df.images, where))]))
     for o in _manifests(a.data_root):
         if o not in set(df.name): print(f'{o}: a folder with a manifest.csv, loads by this name')
 
@@ -310,6 +310,46 @@ def _data_check(a):
     n,bad,told = (sum(o) for o in zip(*((o.images,len(o.problems),len(o.warnings)) for o in found)))
     print(f"{n} image{'s'*(n!=1)} checked, {bad or 'no'} problem{'s'*(bad!=1)}, {told or 'no'} warning{'s'*(told!=1)}")
     return int(bad>0)
+
+# %% ../../nbs/lab/50_lab.cli.ipynb #426afbb6
+@_command('data get', 'medattn data get idrid-fundus --data-root data', _arg('name', nargs='?', metavar='NAME', help='a data set (default: list those that can be fetched)'), _root,
+    _arg('--trust', action='store_true', help='accept a file for which nobody states a checksum, and record the one it has'),
+    _arg('--sha256', metavar='HEX', help="the checksum of the set's first file, where you know it"))
+def _data_get(a):
+    "Download a data set: resumed, checked, unpacked safely, all or nothing"
+    from medattn_nb.core import ArgumentError,DataError
+    from medattn_nb.data.datasets import about
+    from medattn_nb.data.download import SOURCES,get_data,sources
+    if not a.name:
+        df = sources().query('files>0')
+        return print(_grid([['name','files','GiB','checked by'], *([str(o) for o in r] for r in df[['name','files','GiB','check']].itertuples(index=False))]))
+    card = about(a.name)
+    if isinstance(why:=SOURCES.get(a.name, 'no address is known'), str): raise DataError(a.name, 'a set without a plain download', f"{why}. {card.get('how to get', '')}")
+    root = a.data_root or os.environ.get('MEDATTN_DATA')
+    if not root: raise ArgumentError('--data-root', root, 'name the folder to put it in, or set MEDATTN_DATA')
+    print(f'{get_data(a.name, root, trust=a.trust, sha256=a.sha256)}\nterms: {card.get("licence", "not known")}')
+
+# %% ../../nbs/lab/50_lab.cli.ipynb #f39b263e
+@_command('data frames', 'medattn data frames videos frames --fps 5 --blur 40', _arg('videos', metavar='VIDEOS', help='folder of videos and screenshots, one folder a patient'),
+    _arg('out', metavar='OUT', help='folder to write to'), _arg('--fps', type=float, default=5, metavar='N', help='frames to take a second (default: 5)'),
+    _arg('--every', type=int, metavar='N', help='take every Nth frame instead'), _arg('--blur', type=float, default=0, metavar='SCORE', help='leave out frames that are less sharp (default: keep all)'),
+    _arg('--near', type=float, metavar='R', help='leave out frames whose correlation with the last one is above R, as 0.99'),
+    _arg('--group', metavar='REGEX', help='the patient in the path, in brackets (default: the first folder)'))
+def _data_frames(a):
+    "Cut a folder of videos into frames, leaving out the blurred ones"
+    from medattn_nb.data.frames import extract_frames
+    log = extract_frames(a.videos, a.out, a.fps, a.every, a.blur, a.near, a.group)
+    for f,problem,fix in log.attrs['problems']: print(f'{f}: {problem}; {fix}')
+    print(f'{int(log.kept.sum())} of {len(log)} frames kept, {log.patient.nunique()} patients, in {a.out}')
+    return int(bool(log.attrs['problems']))
+
+@_command('data masks', 'medattn data masks frames --labels kidney,hydronephrosis', _arg('out', metavar='OUT', help='folder that data frames wrote, with Labelme files beside the frames'),
+    _arg('--labels', required=True, metavar='A,B', help='names of the structures, from the outside in'), _arg('--ignore-others', action='store_true', help='skip outlines with other labels'))
+def _data_masks(a):
+    "Turn Labelme outlines into masks that load as a data set"
+    from medattn_nb.data.frames import label_frames
+    d = label_frames(a.out, tuple(a.labels.split(',')), 'ignore' if a.ignore_others else 'error')
+    print(f"{sum(o is not None for o in d.items['mask'])} of {len(d)} frames have masks; load them with from_manifest({a.out!r}, masks={d.info.masks!r})")
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #33d29228
 def _bench_line(group, r):
@@ -439,12 +479,13 @@ def _fill(p, f, example, args):
     for names,kw in args: p.add_argument(*names, **kw)
     p.set_defaults(command=f)
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #44e41184
+# %% ../../nbs/lab/50_lab.cli.ipynb #ae385ab3
 _epilog = """examples:
   medattn demo                                          see it work (minutes, no data needed)
   medattn run selfattention/ct --data-root data         train a paper's table on real images
   medattn table selfattention/ct                        look at it again
-  medattn data check my-images                          find every bad file
+  medattn data check my-images                          find every bad file, duplicate and leak
+  medattn data get idrid-fundus --data-root data        download a data set whose terms allow it
   medattn bench                                         measure our blocks against others
 
 exit codes: 0 done, 1 data or records at fault, 2 arguments at fault, 130 stopped with Ctrl-C"""
@@ -455,7 +496,7 @@ def _parser():
     top = _Parser(prog='medattn', description='Attention for medical images: train, compare and report.', epilog=_epilog)
     top.add_argument('--version', action='version', version=f'medattn {__version__}')
     subs = {'':top.add_subparsers(title='commands', metavar='COMMAND')}
-    groups = dict(data='List data sets, or check a folder of images')
+    groups = dict(data='List, check and download data sets, and make one from videos')
     for name,(f,example,args) in _commands.items():
         group,_,last = name.rpartition(' ')
         if group not in subs:

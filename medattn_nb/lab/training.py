@@ -149,7 +149,7 @@ def load(self:Recipe,
 # %% ../../nbs/lab/00_lab.training.ipynb #5766bed1
 def _unit(x): return x.float()/255 if x.dtype==torch.uint8 else x.float()
 
-# %% ../../nbs/lab/00_lab.training.ipynb #0c10d9ca
+# %% ../../nbs/lab/00_lab.training.ipynb #c5816d51
 class BatchDL(DataLoader):
     "A fastai `DataLoader` over images held in memory (N,C,H,W)"
     def __init__(self,
@@ -167,7 +167,7 @@ class BatchDL(DataLoader):
     def do_item(self, s): return s
     def do_batch(self, idxs): return self.x[idxs],self.y[idxs]
     def after_batch(self, b):
-        x = augment_batch(_unit(b[0]), self.augment)
+        x = augment_batch(_unit(b[0]), self.augment, limits=(0,1) if b[0].dtype==torch.uint8 else None)
         x = (x-self.stats[0])/self.stats[1]
         return (x.contiguous(memory_format=torch.channels_last) if self.channels_last else x), b[1]
 
