@@ -353,12 +353,12 @@ def _slice(o, number):
 # %% ../../nbs/data/13_data.phantom_brain.ipynb #2911a87a
 def _drawn(o, number): return _raw.get((o,number), lambda: _slice(o, number))
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #874cad78
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #9fae2df5
 @lru_cache(maxsize=4096)
 def _scale(o, case):
     "Mean and standard deviation of each modality over the brain in all slices of a case"
-    v = np.concatenate([_drawn(o, i)[0] for i in range(case*o.slices, (case+1)*o.slices)]).astype(np.float64)
-    return v.mean(0).astype(np.float32),v.std(0).astype(np.float32)
+    v = np.ascontiguousarray(np.concatenate([_drawn(o, i)[0] for i in range(case*o.slices, (case+1)*o.slices)]).T, np.float64)
+    return v.mean(1).astype(np.float32),v.std(1).astype(np.float32)
 
 # %% ../../nbs/data/13_data.phantom_brain.ipynb #75d141cd
 def draw_brain(
