@@ -511,16 +511,18 @@ def _manifest(path, report, classes=None, group=None, split=None, rows=None, mas
     for o in [o for o in df if o not in _columns]: df[o] = _flags(df, o, report) if o.startswith('has:') else df[o].str.strip().str.replace('\\', '/') if o.startswith('mask:') else _numbers(df[o])
     return _own(p.parent, df, classes, **about)
 
-# %% ../../nbs/data/00_data.datasets.ipynb #aa84cb73
+# %% ../../nbs/data/00_data.datasets.ipynb #5a52a39e
 def _verify(data, report, full=False):
     "Report every file of `data` that is missing, unreadable or of another size; `full` decodes the pictures"
-    r = data.reader
+    r,told = data.reader,set()
     for row in data._rows:
         bad = {}
         for f in (r.image,r.masks) if full else [r.header] if hasattr(r, 'header') else []:
             try: f(row)
             except DataError as e: bad.setdefault(e.name, e)
-        for e in bad.values(): report(e.name, e.value, e.fix)
+        for e in bad.values():
+            if (e.name,e.value) not in told: report(e.name, e.value, e.fix)
+            told.add((e.name,e.value))
     return data
 
 # %% ../../nbs/data/00_data.datasets.ipynb #94073bdf
@@ -538,13 +540,14 @@ def from_manifest(
     d = _manifest(path, _raise, classes, group, split, rows, masks, missing)
     return _verify(d, _raise) if verify else d
 
-# %% ../../nbs/data/00_data.datasets.ipynb #5cb4bb7c
+# %% ../../nbs/data/00_data.datasets.ipynb #59106274
 @patch
 def to_manifest(self:Data,
     path, # The CSV file to write; its folder is where the paths in it start
 )->Path: # `path`
     "Write the items table as a manifest that `from_manifest` reads; raises `DataError` for a set without files"
     if self.root is None: raise DataError(self.info.name, 'a data set without files', 'keep its options instead: they decide every image')
+    if not (self.root/self.items.file.iloc[0]).is_file(): raise DataError(self.info.name, f'items that are no files of their own, as {self.items.file.iloc[0]}', 'keep the split with splits.write_split instead')
     p = Path(path)
     def moved(f): return '' if f is None else Path(os.path.relpath(self.root/f, p.parent)).as_posix()
     paths = [o for o in self.items if o in ('file','mask') or o.startswith('mask:')]

@@ -98,7 +98,7 @@ def _seen(data, i):
         return dict(height=img.shape[0], width=img.shape[1], channels=1 if img.ndim==2 else img.shape[2], mean=img.mean(), sd=img.std()),thumbnail(img),None if m is None else _outlined(m)
     except DataError as e: return e
 
-# %% ../../nbs/data/05_data.quality.ipynb #121612c8
+# %% ../../nbs/data/05_data.quality.ipynb #91303e59
 def survey(
     data:Data, # Any data set
     report=None, # Told of what cannot be read, as `report(file, problem, fix)`; default: nobody
@@ -106,8 +106,8 @@ def survey(
     "Read every picture and mask once"
     found = _each(lambda i: _seen(data, i), len(data))
     bad = [isinstance(o, DataError) for o in found]
-    for o in found:
-        if isinstance(o, DataError) and report: report(o.name, o.value, o.fix)
+    errors = {(o.name,o.value):o for o in found if isinstance(o, DataError)}
+    for o in errors.values() if report else (): report(o.name, o.value, o.fix)
     cols = 'height','width','channels','mean','sd'
     table = pd.DataFrame([dict.fromkeys(cols, np.nan) if b else o[0] for o,b in zip(found, bad)], columns=cols)
     return table,np.stack([np.zeros(576, np.float32) if b else o[1] for o,b in zip(found, bad)]),[None if b else o[2] for o,b in zip(found, bad)]
@@ -171,7 +171,7 @@ def _equal_pairs(data, side):
     more = [p.assign(i=[lead.get((f,s), f) for f in first]) for s in SPLITS]
     return p.query('i!=j'),pd.concat([p,*more]).query('i!=j')
 
-# %% ../../nbs/data/05_data.quality.ipynb #950c0c3b
+# %% ../../nbs/data/05_data.quality.ipynb #03f46ebc
 def _pairs(a, data, thumbs, threshold):
     "Identical and nearly identical pictures: on two sides, or with two classes"
     side,cls = data.items.split.to_numpy(str),data.items['class'].to_numpy(str)
@@ -180,7 +180,7 @@ def _pairs(a, data, thumbs, threshold):
     for what,p,full,how in (('identical',same,by_side,'files'),('nearly identical',near,near,f'thumbnail correlation above {threshold:g}')):
         i,j = p.i.to_numpy(int),p.j.to_numpy(int)
         a.facts[what] = f'pairs of pictures: {len(p)} ({how})'
-        if late := _later(side, full.i.to_numpy(int), full.j.to_numpy(int)): a.warnings.append(f"pictures with one that is {what} in another part, counted on the later side: {late}; split by near_groups")
+        if late := _later(side, full.i.to_numpy(int), full.j.to_numpy(int)): a.warnings.append(f"pictures with one that is {what} in another part, counted on the later side: {late}; compare them by eye, and split by near_groups if they are one patient's")
         k = np.flatnonzero(cls[i]!=cls[j])
         if len(k): a.warnings.append(f"{what} pairs that carry two classes: {len(k)}, such as {data.items.file[i[k[0]]]} ({cls[i[k[0]]]}) and {data.items.file[j[k[0]]]} ({cls[j[k[0]]]})")
 
