@@ -18,30 +18,34 @@ from ..core import ArgumentError,derive_seed
 from .datasets import Data,DataSet,SPLITS,register_dataset
 from .phantoms import Drawn,_sizes
 
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #eb890fc1
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #dd11db61
 f32 = np.float32
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #88ddae1a
 @lru_cache(maxsize=8)
 def _places(size):
     "Coordinates x and y of all pixels"
     c = ((np.arange(size)+.5)/size-.5).astype(f32)
     return np.repeat(c[None], size, 0),np.repeat(c[:,None], size, 1)
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #f80707fd
 def _edge(d, soft): return np.clip(d*f32(1/soft)+f32(.5), 0, 1) # 0 to 1 over the width `soft`
 def _ridge(d, s): return np.exp(-(d*f32(1/s))**2)
 def _oval(x, y, a, b): return 1-np.sqrt((x*f32(1/a))**2+(y*f32(1/b))**2) # positive inside
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #24031749
 def _meet(a, b, k):
     "The smaller of `a` and `b`, rounded where they differ by less than `k`"
     h = np.clip((b-a)*f32(.5/k)+f32(.5), 0, 1)
     return b+(a-b)*h-f32(k)*h*(1-h)
 
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #b32b3489
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #c165f210
 def _mottle(rng, along, across):
     "A periodic 64x64 texture of variance 1, smooth over the given numbers of cells"
     t = gaussian_filter(rng.standard_normal((64,64)), (across,along), mode='wrap')
     return (t/t.std()).astype(f32)
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #6b471e1d
 def _look(t, x, y):
     "The periodic texture `t` at places `x`, `y` (periods), between its cells"
     n,u,v = len(t),x*f32(len(t)),y*f32(len(t))
@@ -65,9 +69,10 @@ class ChestOptions:
         for k,(lo,hi) in dict(size=(48,512), contrast=(0,1.2), extent=(.5,1.5), exposure=(0,2), rotation=(0,2)).items():
             if not lo<=getattr(self, k)<=hi: raise ArgumentError(k, getattr(self, k), f'use a value from {lo} to {hi}')
 
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #4402cf2e
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #5679b98c
 def _stream(o, what, number): return np.random.default_rng(derive_seed(o.seed, 'phantom-chest', what, number))
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #e101c7de
 def _body_of(o, rng):
     "Build, pose and bones of one patient"
     u = rng.uniform
@@ -76,11 +81,13 @@ def _body_of(o, rng):
                 heart=(u(.03, .07),u(.08, .14),u(.12, .17),u(.16, .2)), atrium=u(.07, .095), spine=u(.032, .042), gap=u(.068, .082), start=u(0, 1), fall=u(.03, .08),
                 bone=u(.7, 1.25), clavicle=u(-.36, -.31), hilum=u(.5, 1.2), marks=u(.5, 1.3), bubble=(u()<.6,u(.05, .1),u(.025, .045)), soft=_mottle(rng, 3, 3), tree=_mottle(rng, 5, .9))
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #f73be2b1
 def _film_of(o, rng):
     "Exposure, noise and letter of one film"
     u,e = rng.uniform,o.exposure
     return dict(level=e*u(-.14, .14), gain=.85+e*u(-.22, .22), noise=u(.006, .016), grain=_mottle(rng, .8, .8), letter=u()<.7, corner=(u(-.46, -.4),u(-.4, .1)))
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #d1a144fd
 @lru_cache(maxsize=16)
 def _patient(o, number): return SimpleNamespace(**_body_of(o, _stream(o, 'body', number)), **_film_of(o, _stream(o, 'film', number)))
 
@@ -118,12 +125,13 @@ def _soft_parts(p, x, y, heart, dome):
     if gas: A -= f32(.2)*_edge(_oval(x-f32(.15), y-f32(p.dome[1]+.07), a, b), .5)
     return A-f32(.15)*_edge(f32(.016)-np.abs(x-f32(.006)), .012)*_edge(-y-f32(.13), .06)
 
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #d8265d07
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #1475d948
 def _bars(phase, gap, half):
     "Tubes of half width `half` at whole numbers of `phase`, `gap` apart"
     e = np.abs(phase-np.round(phase))*f32(gap)-f32(half)
     return _edge(-e, .008)*f32(.75)+_ridge(e, .005)*f32(.45)
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #1ca14f47
 def _ribs(p, x, y, wall, dome):
     "What ribs and the bony rim of the chest add"
     ax = np.abs(x)
@@ -134,11 +142,13 @@ def _ribs(p, x, y, wall, dome):
     cage = _edge(wall+f32(.02), .02)*_edge(dome+f32(.1)-y, .1)
     return (f32(.13)*back+f32(.06)*front)*cage+f32(.1)*_ridge(wall+f32(.008), .012)*_edge(dome+f32(.05)-y, .05)
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #6cd1fe79
 def _spine_and_shoulders(p, x, y):
     "What vertebrae, clavicles and the heads of the arm bones add"
     ax = np.abs(x)
+    c = ax-f32(.04)
     spine = _edge(f32(p.spine)-ax, .015)*(f32(.1)+f32(.05)*np.cos(80*y+f32(2*np.pi*p.start)))+f32(.05)*_ridge(ax-f32(p.spine), .008)
-    e = np.abs(y-f32(p.clavicle)+f32(.28)*(ax-f32(.04))-f32(1.44)*(ax-f32(.04))**3)-f32(.014)
+    e = np.abs(y-f32(p.clavicle)+f32(.28)*c-f32(1.44)*c*c*c)-f32(.014)
     clavicle = (_edge(-e, .008)*f32(.7)+_ridge(e, .006)*f32(.4))*_edge(ax-f32(.035), .01)*_edge(f32(.36)-ax, .04)
     return spine+f32(.13)*clavicle+f32(.12)*_edge(_oval(ax-f32(.43), y+f32(.34), .06, .06), .3)
 
@@ -163,15 +173,17 @@ def _patchy(o, p, x, y, d, rng):
         out = np.maximum(out, _edge(_oval(u*c+v*s, v*c-u*s, o.extent*a, o.extent*b)+f32(.22)*rag-f32(.1), .8))
     return out
 
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #c0747bc4
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #1f6ae8a4
 def _diffuse(o, p, x, y, d, rng):
     "Haze in both lungs, 0 to 1"
     w = f32(.9)*_look(_mottle(rng, 4, 4), x, y)+f32(.9/p.width)*np.abs(x)+f32(1.5)*y
     share = np.clip(o.extent*rng.uniform(.3, .8), .1, .95)
     return _edge(w-f32(np.quantile(w[d>0], 1-share)), 2)
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #95a2230b
 _opacities = dict(patchy=(_patchy,.85), diffuse=(_diffuse,.5)) # what is drawn, and how much of the air it takes
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #6e364bc2
 def _opacity(o, p, kind, x, y, d, number):
     "Share of the air that is gone, and the mask"
     if kind=='normal': return f32(0),np.zeros(x.shape, bool)
@@ -180,9 +192,10 @@ def _opacity(o, p, kind, x, y, d, number):
     grain = 1+f32(.1)*_look(p.tree, 2*x+f32(.3), f32(.9)*y)
     return f32(o.contrast*strength)*s*grain,(s>=.5)&(d>0)
 
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #ed96f8f6
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #24ddffde
 _letter = np.array([[c=='#' for c in r] for r in ('#### ','#   #','#   #','#### ','# #  ','#  # ','#   #')])
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #2090aefa
 def _write(o, p, img):
     "Print the letter R"
     x,y = _places(o.size)
@@ -190,6 +203,7 @@ def _write(o, p, img):
     on = (i>=0)&(i<7)&(j>=0)&(j<5)
     img[on] = np.where(_letter[i[on],j[on]], f32(.93), img[on])
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #e2e6b8b7
 def _tubes(x, y, rng):
     "What a feeding tube and a wire on the skin add"
     u = rng.uniform
@@ -219,7 +233,7 @@ def draw_chest(
     if p.letter: _write(o, p, img)
     return (np.clip(img, 0, 1)*255).round().astype(np.uint8),np.stack([d>0,mask] if o.lungs else [mask])
 
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #be20f995
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #b591c468
 def _kinds(n, classes, kind):
     "Kind of each picture: classes take turns, and so do the kinds of opacity within pneumonia"
     if classes not in (2,3): raise ArgumentError('classes', classes, 'use 2 (normal, pneumonia) or 3 (normal, patchy, diffuse)')
@@ -229,6 +243,7 @@ def _kinds(n, classes, kind):
     turn = ('normal','patchy','diffuse') if classes==3 else ('normal','patchy','normal','diffuse') if kind=='mixed' else ('normal',kind)
     return np.array([turn[i%len(turn)] for i in range(n)], object)
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #30d75449
 def _bedside(shortcut, labels, split, seed, classes):
     "Which films are made at the bedside: by class in train and valid, at the mean rate in test"
     p = np.array([0]+[shortcut]*(classes-1) if np.isscalar(shortcut) else list(shortcut), float)
@@ -236,7 +251,7 @@ def _bedside(shortcut, labels, split, seed, classes):
     rate = np.where(split=='test', p.mean(), p[labels])
     return np.array([np.random.default_rng(derive_seed(seed, 'phantom-chest', 'bedside', i)).random() for i in range(len(labels))])<rate
 
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #fa31b3c6
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #d7056a0c
 VERSION = 1
 
 info = DataSet('phantom-chest', 'Pneumonia in chest films (synthetic)', classes=('normal','pneumonia'), modality='X-ray', channels=1, images=600, masks=('opacity',),
@@ -244,6 +259,7 @@ info = DataSet('phantom-chest', 'Pneumonia in chest films (synthetic)', classes=
     notes='A stand-in with known truth. A result on it says what a method can do, nothing about patients.',
     paper='The attention study classified 5,863 chest films as normal or pneumonia, the non-local paper 2,905 as normal, viral pneumonia or COVID-19.')
 
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #2f9164f7
 @register_dataset(info)
 def phantom_chest(
     root, # Not used: nothing is read

@@ -19,11 +19,12 @@ from ..core import ArgumentError,derive_seed
 from .datasets import Data,DataSet,SPLITS,register_dataset
 from .phantoms import Drawn,_sizes
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #0e825774
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #c78e4f7a
 _deep,_wide = 192,128 # samples along a beam, and beams
 _probe,_fan,_top,_reach = .5,np.deg2rad(27),-.48,.97 # radius of the probe's face, half the opening, where the face is highest, depth of the picture
 f32 = np.float32
 
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #5317f9c3
 @lru_cache(maxsize=4)
 def _beams(sector):
     "Places x, y of all samples; without `sector` the beams are parallel and fill the picture"
@@ -32,7 +33,7 @@ def _beams(sector):
     r = f32(_probe)+d*f32(_reach)
     return r*np.sin(t*f32(_fan)),f32(_top-_probe)+r*np.cos(t*f32(_fan))
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #0278e641
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #28365da2
 @lru_cache(maxsize=8)
 def _pixels(size, sector):
     "For every pixel: index of its first sample, four weights, and whether a beam passes there"
@@ -48,12 +49,13 @@ def _pixels(size, sector):
     a,b = (i-i0).astype(f32),(j-j0).astype(f32)
     return i0*_wide+j0,((1-a)*(1-b),(1-a)*b,a*(1-b),a*b),inside
 
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #967ded54
 def _convert(a, size, sector):
     "Scan conversion: samples on the beams -> a picture"
     at,w,_ = _pixels(size, sector)
     return sum(a.ravel()[at+k]*o for k,o in zip((0,1,_wide,_wide+1), w))
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #3e102417
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #80a6d821
 def white(
     rng:np.random.Generator, # Source of the noise
     shape=(_deep,_wide), # Samples along a beam, and beams
@@ -61,6 +63,7 @@ def white(
     "Complex Gaussian noise of independent samples"
     return rng.standard_normal((*shape,2), dtype=f32).view(np.complex64)[...,0]*f32(np.sqrt(.5))
 
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #c41b0d64
 @lru_cache(maxsize=8)
 def _transfer(shape, psf):
     "What the point-spread function does to each frequency; scaled to leave the mean power at 1"
@@ -68,6 +71,7 @@ def _transfer(shape, psf):
     h = np.exp(-2*np.pi**2*((psf[0]*fr)**2+(psf[1]*ft)**2))
     return (h*h.size/np.sqrt((h**2).sum())).astype(f32)
 
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #565116c8
 def speckle(
     noise:np.ndarray, # From `white`: the field in the frequency domain
     psf=(1.15,1.6), # Standard deviation of the point-spread function along the beam and across, in samples
@@ -75,7 +79,7 @@ def speckle(
     "Fully developed speckle: complex Gaussian noise seen through a point-spread function"
     return scipy.fft.ifft2(noise*_transfer(noise.shape, tuple(psf)))
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #f3c12f47
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #5f285cd5
 @dataclass(frozen=True)
 class RenalOptions:
     "Everything that decides how a picture of 'phantom-renal' looks"
@@ -100,14 +104,16 @@ class RenalOptions:
         for k,(lo,hi) in _ranges.items():
             if not lo<=getattr(self, k)<=hi: raise ArgumentError(k, getattr(self, k), f'use a value from {lo} to {hi}')
 
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #b8b537b2
 _ranges = dict(size=(32,512), kidney_size=(.3,.9), fuzz=(.002,.1), attenuation=(-20,60), enhancement=(0,100), shadow=(0,1), cyst=(0,1), dynamic_range=(20,120),
                looks=(1,8), frames=(1,200), motion=(0,5), correlation=(0,1))
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #49455a0e
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #99252441
 def _stream(o, what, *k): return np.random.default_rng(derive_seed(o.seed, 'phantom-renal', what, *k))
 
 def _grade(o, patient): return int(_stream(o, 'grade', patient).choice(o.grades)) if patient%2 else 0
 
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #c165f210
 def _mottle(rng, along, across):
     "A periodic 64x64 texture of variance 1, smooth over the given numbers of cells"
     t = gaussian_filter(rng.standard_normal((64,64)), (across,along), mode='wrap')
@@ -134,7 +140,7 @@ def _pelvis_of(grade, rng):
                 stem=(.015+.05*d)*u(.6, 1.4), lean=u(-.5, .5), outlet=u()<.2+.6*d, lobes=u(0, .15, 3), lobe_phase=u(0, 2*np.pi, 3), off=u(-.15, .15),
                 rim=u(.06, .14)+.1*(1-d), fluid=u(-52, -44), wall=u(2, 9))
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #8ab3fc40
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #39ba7e95
 def _around_of(o, patient):
     "Shadow, cyst and movement of one patient"
     s,c,m = (_stream(o, k, patient) for k in ('shadow','cyst','motion'))
@@ -142,6 +148,7 @@ def _around_of(o, patient):
                 cyst=c.random()<o.cyst, cyst_at=c.uniform(0, 2*np.pi), cyst_size=c.uniform(.1, .2),
                 swing=m.uniform(.4, 1, (5,2)), pace=m.uniform(.8, 1.25, (5,2))*(.55,.17), start=m.uniform(0, 2*np.pi, (5,2)))
 
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #19c1f08d
 @lru_cache(maxsize=16)
 def _patient(o, patient):
     "All that is drawn once for a patient"
@@ -149,9 +156,10 @@ def _patient(o, patient):
 
 _sway = np.array([.02,.03,.06,.03,.12]) # shift (image sides) right and down, turn (radians), size and dilation (shares), at motion 1
 
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #445773f0
 def _pose(o, p, frame): return (o.motion*_sway*(p.swing*np.sin(p.pace*frame+p.start)).sum(1)).tolist()
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #edbe44b6
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #25a31b88
 def _edge(d, soft): return np.clip(d*f32(1/soft)+f32(.5), 0, 1)
 
 def _join(a, b, k):
@@ -159,12 +167,14 @@ def _join(a, b, k):
     h = np.clip((a-b)*f32(.5/k)+f32(.5), 0, 1)
     return b+(a-b)*h+f32(k)*h*(1-h)
 
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #0ccd7019
 def _club(x, y, end, r0, r1):
     "A thick line from the origin to `end` whose half width goes from `r0` to `r1`"
     ex,ey = map(f32, end)
     t = np.clip((x*ex+y*ey)/(ex*ex+ey*ey), 0, 1)
-    return f32(r0)+t*f32(r1-r0)-np.hypot(x-t*ex, y-t*ey)
+    return f32(r0)+t*f32(r1-r0)-np.sqrt((x-t*ex)**2+(y-t*ey)**2)
 
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #6b471e1d
 def _look(t, x, y):
     "The periodic texture `t` at places `x`, `y` (periods), between its cells"
     n,u,v = len(t),x*f32(len(t)),y*f32(len(t))
@@ -173,7 +183,7 @@ def _look(t, x, y):
     s1,r1 = (s+1)&(n-1),(r+n)&(n*n-1)
     return (f[r+s]*(1-a)+f[r+s1]*a)*(1-b)+(f[r1+s]*(1-a)+f[r1+s1]*a)*b
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #76fb8272
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #026e67c2
 def _axes(o, p, dx, dy, turn, grow):
     "Places of the samples in the kidney's axes, and its half-length"
     x,y = _beams(o.sector)
@@ -182,10 +192,11 @@ def _axes(o, p, dx, dy, turn, grow):
     x,y = x-f32(p.x+dx),y-f32(p.y+dy)
     return (x*c+y*s)*f32(p.side),(y*c-x*s)*f32(p.up),L
 
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #7999e09d
 def _kidney(p, u, v):
     "The kidney's outline as a distance, with radius and angle in the straightened bean"
     w = (v+f32(p.bend/2)*(u*u-f32(.35)))*f32(1/p.ratio)
-    th,r = np.arctan2(w, u),np.hypot(u, w)
+    th,r = np.arctan2(w, u),np.sqrt(u*u+w*w)
     out = 1+sum(f32(a)*np.cos(k*th+f32(b)) for k,a,b in zip((3,4,5), p.wave, p.phase))
     out -= f32(p.notch)*np.exp(-((th-f32(np.pi/2))*f32(1/.35))**2)
     return (out-r)*f32(.9*p.ratio),r,th
@@ -207,7 +218,7 @@ def _pelvis(p, u, v, kidney, dilate, ragged):
     kidney = np.maximum(kidney, d+f32(.06)) if p.outlet else kidney
     return np.minimum(d, kidney-f32(.03)),kidney
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #e946d745
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #1058aefb
 def _outside(p, x, y, kidney, coarse):
     "Echo level around the kidney: mottled tissue, layers near the probe, fat along the capsule"
     deep = y+f32(.5)
@@ -215,6 +226,7 @@ def _outside(p, x, y, kidney, coarse):
     fat = np.exp(-(np.clip(-kidney, 0, None)*f32(1/.045))**2)*f32(5)*(1+f32(.6)*coarse)
     return f32(p.around)+f32(3)*coarse+near+fat
 
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #8813f5e2
 def _inside(p, u, v, r, th, L, coarse, fine):
     "Echo level in the kidney: cortex, a ring of pyramids, and the sinus with its ragged edge"
     pyramids = np.clip(np.cos(f32(p.pyramids)*th+f32(p.turn))+f32(.3), 0, 1)*np.exp(-((r-f32(.72))*f32(1/.14))**2)
@@ -238,7 +250,7 @@ def _tissue(o, p, frame):
     cyst = (f32(p.cyst_size)-np.hypot(u-f32(.8*np.cos(p.cyst_at)), v-f32(.8*p.ratio*np.sin(p.cyst_at))))*f32(L) if p.cyst else pelvis
     return db,bean,pelvis,np.maximum(pelvis, cyst)
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #1f59b198
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #6c93f0f0
 def _travel(o, p, db, fluid):
     "Echo level as it comes back: clutter in fluid, attenuation with depth, enhancement behind fluid"
     f = _edge(fluid, p.soft)
@@ -246,6 +258,7 @@ def _travel(o, p, db, fluid):
     behind = np.clip((np.cumsum(f, 0)-f)*f32(o.enhancement*_reach/_deep), 0, 12)*(1-f)
     return db-f32(o.attenuation)*(_beams(o.sector)[1]+f32(.5))+behind
 
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #2ab042ef
 def _shade(p, db, dx, dy):
     "A bright surface and the shadow behind it, on the beams that it stops"
     d,t = np.linspace(0, 1, _deep, dtype=f32)[:,None],np.linspace(-1, 1, _wide, dtype=f32)[None]
@@ -276,7 +289,7 @@ def _envelope(o, p, db, patient, frame, shift):
     fields = (speckle(_noise(o.seed, rho, patient, frame, k)) for k in range(o.looks))
     return sum(np.abs(_convert(np.roll(a, shift, (0,1))*amp, o.size, o.sector)) for a in fields)/o.looks
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #b0383b1b
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #07730c87
 def draw_renal(
     o:RenalOptions, # How pictures look
     number:int, # Of the picture: frame `number % o.frames` of patient `number // o.frames`
@@ -288,11 +301,11 @@ def draw_renal(
     db,kidney,pelvis,fluid = _tissue(o, p, frame)
     db = _travel(o, p, db, fluid)
     if p.shadow: db = _shade(p, db, dx, dy)
-    img = compress(_envelope(o, p, db+f32(p.gain), patient, frame, (round(dy*_deep),round(dx*_wide))), o.dynamic_range)
+    img = compress(_envelope(o, p, db+f32(p.gain+36-.6*o.dynamic_range), patient, frame, (round(dy*_deep),round(dx*_wide))), o.dynamic_range)
     seen = _pixels(o.size, o.sector)[2]
     return (img*255*seen).round().astype(np.uint8),np.stack([(_convert(m, o.size, o.sector)>0)&seen for m in (kidney,pelvis)])
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #e14363ce
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #511a8d06
 VERSION = 1
 
 info = DataSet('phantom-renal', 'Hydronephrosis in ultrasound (synthetic)', task='segmentation', classes=('normal','hydronephrosis'), modality='ultrasound', channels=1, images=600,
@@ -300,6 +313,7 @@ info = DataSet('phantom-renal', 'Hydronephrosis in ultrasound (synthetic)', task
     notes='A stand-in with known truth. The frames of a patient are near twins: split them by patient. The fluid lies inside the kidney plane, so a label map has three classes.',
     paper='A-PSPNet trained on 1,850 frames from films and pictures of 17 patients, split 9:1 by chance; that set is not public.')
 
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #8f91cb6c
 @register_dataset(info)
 def phantom_renal(
     root, # Not used: nothing is read
