@@ -7,16 +7,16 @@ Docs: https://medattn.github.io/medattn_nb/data/data.phantom_chest.html.md"""
 # %% auto #0
 __all__ = ['f32', 'VERSION', 'info', 'ChestOptions', 'draw_chest', 'phantom_chest']
 
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #c734dd30
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #fe9a4598
 from dataclasses import dataclass,replace
 from functools import lru_cache
 from types import SimpleNamespace
 import numpy as np
 import pandas as pd
-from scipy.ndimage import gaussian_filter
 from ..core import ArgumentError,derive_seed
 from .datasets import Data,DataSet,SPLITS,register_dataset
 from .phantoms import Drawn,_sizes
+from .phantom_renal import _edge,_look,_mottle
 
 # %% ../../nbs/data/15_data.phantom_chest.ipynb #dd11db61
 f32 = np.float32
@@ -28,8 +28,7 @@ def _places(size):
     c = ((np.arange(size)+.5)/size-.5).astype(f32)
     return np.repeat(c[None], size, 0),np.repeat(c[:,None], size, 1)
 
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #f80707fd
-def _edge(d, soft): return np.clip(d*f32(1/soft)+f32(.5), 0, 1) # 0 to 1 over the width `soft`
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #d93cad35
 def _ridge(d, s): return np.exp(-(d*f32(1/s))**2)
 def _oval(x, y, a, b): return 1-np.sqrt((x*f32(1/a))**2+(y*f32(1/b))**2) # positive inside
 
@@ -38,21 +37,6 @@ def _meet(a, b, k):
     "The smaller of `a` and `b`, rounded where they differ by less than `k`"
     h = np.clip((b-a)*f32(.5/k)+f32(.5), 0, 1)
     return b+(a-b)*h-f32(k)*h*(1-h)
-
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #c165f210
-def _mottle(rng, along, across):
-    "A periodic 64x64 texture of variance 1, smooth over the given numbers of cells"
-    t = gaussian_filter(rng.standard_normal((64,64)), (across,along), mode='wrap')
-    return (t/t.std()).astype(f32)
-
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #6b471e1d
-def _look(t, x, y):
-    "The periodic texture `t` at places `x`, `y` (periods), between its cells"
-    n,u,v = len(t),x*f32(len(t)),y*f32(len(t))
-    i,j = np.floor(u),np.floor(v)
-    a,b,f,s,r = u-i,v-j,t.ravel(),i.astype(np.int32)&(n-1),(j.astype(np.int32)&(n-1))*n
-    s1,r1 = (s+1)&(n-1),(r+n)&(n*n-1)
-    return (f[r+s]*(1-a)+f[r+s1]*a)*(1-b)+(f[r1+s]*(1-a)+f[r1+s1]*a)*b
 
 # %% ../../nbs/data/15_data.phantom_chest.ipynb #4e9ad031
 @dataclass(frozen=True)
