@@ -144,6 +144,18 @@ def _rows(df):
                 'peak':f'{r.peak/2**20:.3g} MiB' if mem else '', 'peak / ours':f'{r.peak/ours.peak:.3g}' if mem and ours.peak>0 else ''})
     return pd.DataFrame(out).set_index(['case','pass','variant'])
 
+# %% ../nbs/blocks/08_bench.ipynb #6a4cd75b
+def _digits3(x): return f'{x:.3g}' if x<1000 else f'{x:.0f}'
+
+# %% ../nbs/blocks/08_bench.ipynb #766ccbac
+def _rates(df):
+    "Images a second, one line a data set and a column for each way"
+    import pandas as pd
+    def cell(r): return f'{_digits3(r.images/r.seconds)} [{_digits3(r.images/r.high)}, {_digits3(r.images/r.low)}]'
+    t = pd.DataFrame([{'data set':r.case, 'picture':r.setting, 'what':r.what, 'rate':cell(r)} for r in df.itertuples()])
+    order = list(dict.fromkeys(t['what']))
+    return t.pivot(index=['data set','picture'], columns='what', values='rate')[order].fillna('').rename_axis(columns='images/s')
+
 # %% ../nbs/blocks/08_bench.ipynb #5364379c
 def _costs(df):
     "One line a module: counts, and time and memory forward and forward with backward"
@@ -154,7 +166,7 @@ def _costs(df):
         return {'module':g.case.iloc[0], 'parameters':f'{int(g.params.iloc[0]):,}', 'MMACs':f'{g.macs.iloc[0]/1e6:.3g}', **{f'{w}, time':_time(r.seconds) for w,r in both}, **{f'{w}, peak':f'{r.peak/2**20:.3g} MiB' for w,r in both}}
     return pd.DataFrame([row(g) for _,g in df.groupby('case', sort=False)]).set_index('module')
 
-# %% ../nbs/blocks/08_bench.ipynb #5c369718
+# %% ../nbs/blocks/08_bench.ipynb #0c1833b0
 def show_bench(
     group:str, # Name of the group, such as 'exact'
     only=None, # Show these cases only; `None` for all
@@ -167,7 +179,7 @@ def show_bench(
     got = {d:df for d,df in found.items() if df is not None}
     if not got: return BenchTable(pd.DataFrame(), f"Not run: there is no {group} file in results/bench; `medattn bench {group}` makes it.")
     if only is not None and (bad := [o for o in only if o not in {c for df in got.values() for c in df.case}]): raise ArgumentError('only', bad[0], f"choose among {', '.join(dict.fromkeys(c for df in got.values() for c in df.case))}")
-    made = {d:(_costs if 'params' in df else _rows)(df if only is None else df[df.case.isin(only)]) for d,df in got.items()}
+    made = {d:(_costs if 'params' in df else _rates if 'images' in df else _rows)(df if only is None else df[df.case.isin(only)]) for d,df in got.items()}
     return BenchTable(pd.concat(made, names=['device']) if len(made)>1 else next(iter(made.values())), _note(found))
 
 # %% ../nbs/blocks/08_bench.ipynb #c5942dcc

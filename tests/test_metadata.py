@@ -108,7 +108,7 @@ def test_build_pins():
     assert re.fullmatch(r'\d+\.\d+\.\d+', install.UV)
 
 # --- imports are declared ------------------------------------------------------------------------------
-DIST = dict(PIL='pillow', skimage='scikit-image', sklearn='scikit-learn', pytorch_grad_cam='grad-cam', yaml='pyyaml', fast_slic='fast-slic', IPython='jupyterlab')
+DIST = dict(PIL='pillow', skimage='scikit-image', sklearn='scikit-learn', pytorch_grad_cam='grad-cam', yaml='pyyaml', fast_slic='fast-slic', cv2='opencv-python-headless', IPython='jupyterlab')
 STDLIB = sys.stdlib_module_names | {'tomllib'}   # in the library since 3.11, imported in a try
 OURS = {'medattn_nb','conftest','rules','check','install','readme','setup'} | {p.stem for p in (ROOT/'tests').glob('*.py')}
 

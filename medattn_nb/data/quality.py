@@ -48,7 +48,7 @@ def twins(
     i,j,c = (np.concatenate(o) for o in zip(*found)) if found else ([],[],[])
     return pd.DataFrame(dict(i=i, j=j, correlation=c)).sort_values(['correlation','i','j'], ascending=[False,True,True], ignore_index=True)
 
-# %% ../../nbs/data/05_data.quality.ipynb #74e90852
+# %% ../../nbs/data/05_data.quality.ipynb #bbfcf997
 def near_groups(
     data:Data, # Any data set
     threshold:float=.995, # Correlation of 24x24 thumbnails above which two pictures are one
@@ -60,6 +60,7 @@ def near_groups(
     if exact: i,j = np.r_[i,np.arange(len(data))],np.r_[j,_first_equal(data)]
     return connected_components(coo_matrix((np.ones(len(i)),(i,j)), shape=(len(data),)*2), directed=False)[1]
 
+# %% ../../nbs/data/05_data.quality.ipynb #dc54e1eb
 def _first_equal(data):
     "For each image the first one whose picture file is identical"
     def one(i):
@@ -68,13 +69,15 @@ def _first_equal(data):
     sha = pd.Series(_each(one, len(data)))
     return sha.map({k:i for i,k in reversed(list(enumerate(sha)))}).to_numpy(int)
 
-# %% ../../nbs/data/05_data.quality.ipynb #567506e8
+# %% ../../nbs/data/05_data.quality.ipynb #9dd35e89
 def _plane_names(data): return data.info.masks or ('mask',)
 
+# %% ../../nbs/data/05_data.quality.ipynb #b18367b2
 def _outlined(m):
     "Pixels and regions of each plane `(K,H,W)`, and the pixels of the image"
     return [(int(o.sum()),label(o)[1],o.size) for o in m]
 
+# %% ../../nbs/data/05_data.quality.ipynb #e504ee78
 def _mask_table(found, names):
     "Rows of `_outlined` (or `None`) for many images, one row a structure"
     a = np.array([o for o in found if o is not None], float).reshape(-1, len(names), 3)
@@ -84,6 +87,7 @@ def _mask_table(found, names):
                 'pixels, where present (%)':100*px[some].sum()/max(size[some].sum(), 1), 'regions, where present':np.median(regions[some]) if some.any() else 0.}
     return pd.DataFrame({k:row(*a[:,i].T) if len(a) else {'images':0} for i,k in enumerate(names)}).T.astype({'images':int}).rename_axis('structure')
 
+# %% ../../nbs/data/05_data.quality.ipynb #931b179b
 def mask_statistics(
     data:Data, # A data set with masks
 )->pd.DataFrame: # One row a structure: images with a known mask, blank (%), share of pixels in all images and where present (%), median number of regions
@@ -196,7 +200,7 @@ def _audit(a, data, report, threshold):
     if len(t): a.warnings.append(f"groups on two sides of the split: {len(t)} of {data.items.group.nunique()}, with {int(t.to_numpy().sum())} images; use split_groups")
     return a
 
-# %% ../../nbs/data/05_data.quality.ipynb #f66ff55a
+# %% ../../nbs/data/05_data.quality.ipynb #c53cc516
 def audits(
     what, # `Data`, the name of a registered set, or a path as for `check`, which may hold several sets
     root=None, # Where to look for a registered set, as for `load`
@@ -216,6 +220,7 @@ def audits(
         out.append(a)
     return out
 
+# %% ../../nbs/data/05_data.quality.ipynb #dd169e56
 def audit(
     what, # `Data`, the name of a registered set, or a path as for `check`
     root=None, # Where to look for a registered set, as for `load`

@@ -15,11 +15,13 @@ from sklearn.model_selection import StratifiedKFold
 from ..core import ArgumentError,DataError,derive_seed
 from .datasets import SPLITS,Data,kfold_groups,leaks,split_groups,split_name
 
-# %% ../../nbs/data/08_data.splits.ipynb #2b692b8b
+# %% ../../nbs/data/08_data.splits.ipynb #3de2932f
 def _ungrouped(data): return Data(data.info, data.items.assign(group=[str(i) for i in range(len(data))]), data.root, data.reader)
 
+# %% ../../nbs/data/08_data.splits.ipynb #5c5f7903
 def _relabelled(data, split): return Data(data.info, data.items.assign(split=np.asarray(split, object)), data.root, data.reader)
 
+# %% ../../nbs/data/08_data.splits.ipynb #8c3ac832
 def random_split(
     data:Data, # Any data set
     fractions=(.9,.1), # Shares of train and valid (and test), or a dict by split name, as `{'train':.9,'test':.1}`
@@ -41,7 +43,7 @@ def split_label(
     if len(t): return f'leaky: {len(t)} of {it.group.nunique()} groups lie on two sides, with {int(t.to_numpy().sum())} of {len(it)} images'
     return 'by group' if it.group.duplicated().any() else 'by image (each group has one)'
 
-# %% ../../nbs/data/08_data.splits.ipynb #976ffc0e
+# %% ../../nbs/data/08_data.splits.ipynb #1001385b
 def kfold_random(
     data:Data, # Any data set
     k:int=5, # Number of folds
@@ -51,6 +53,7 @@ def kfold_random(
     "Stratified folds of single images: LEAKS wherever a group has several images"
     return [_relabelled(data, o.items.split) for o in kfold_groups(_ungrouped(data), k, seed, of)]
 
+# %% ../../nbs/data/08_data.splits.ipynb #1e076387
 def published_fold(
     data:Data, # Any data set
     column:str, # Column of the items table with a fold's name or number in each row

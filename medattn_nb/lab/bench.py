@@ -57,8 +57,8 @@ def passes(
     for what,g in ('forward',forward),('forward+backward',both):
         yield dict(case=case, setting=setting, what=what, variants={k:functools.partial(g, f) for k,f in variants.items()}, **extra)
 
-# %% ../../nbs/lab/45_lab.bench.ipynb #66f35415
-COLUMNS = 'case','setting','what','variant','seconds','low','high','repeats','peak','params','macs','device','machine','threads','torch','versions','date'
+# %% ../../nbs/lab/45_lab.bench.ipynb #b5f06570
+COLUMNS = 'case','setting','what','variant','seconds','low','high','repeats','peak','params','macs','images','device','machine','threads','torch','versions','date'
 
 def _write(rows, p):
     "Rows to a CSV file at `p`, in one piece"
@@ -80,13 +80,13 @@ def _where(device):
 # %% ../../nbs/lab/45_lab.bench.ipynb #f3308523
 def _digits(x, n=4): return float(f'{x:.{n}g}')
 
-# %% ../../nbs/lab/45_lab.bench.ipynb #ff40730b
+# %% ../../nbs/lab/45_lab.bench.ipynb #055700ca
 _packages = {'MONAI':'monai','medpy':'medpy','timm':'timm'}
 def _measured(c, device, repeats):
     "The rows of one case, without rivals that are not installed"
     there = {k:f for k,f in c['variants'].items() if k not in _packages or importlib.util.find_spec(_packages[k])}
     for r in measure(there, repeats=repeats, device=device, memory=c.get('memory', True)):
-        extra = {k:v for k,v in c.items() if k in ('case','setting','what','params','macs')}
+        extra = {k:v for k,v in c.items() if k in ('case','setting','what','params','macs','images')}
         yield dict(extra, **dict(r, seconds=_digits(r['seconds']), low=_digits(r['low']), high=_digits(r['high'])))
 
 # %% ../../nbs/lab/45_lab.bench.ipynb #8638aa49

@@ -357,14 +357,14 @@ def _bench_line(group, r):
     peak = f", {r['peak']/2**20:.1f} MiB" if r['peak'] else ''
     print(f"{group}: {r['case']}, {r['what']}, {r['variant']}: {1e3*r['seconds']:.4g} ms{peak}", flush=True)
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #01e76686
+# %% ../../nbs/lab/50_lab.cli.ipynb #2160d881
 @_command('bench', 'medattn bench exact superpixels --device cpu', _arg('groups', nargs='*', metavar='GROUP', help='groups to measure (default: all; --list names them)'), _device,
     _arg('--repeats', type=int, default=15, metavar='N', help='measurements of each variant, at least 3 (default: 15)'),
     _arg('--out', default='results/bench', metavar='DIR', help='folder of the CSV files (default: results/bench)'),
     _arg('--only', metavar='TEXT', help='only cases whose name contains TEXT; needs another --out'), _arg('--list', action='store_true', help='list the groups and stop'))
 def _bench(a):
     "Time our blocks against the plain or public form, and write the tables that the pages show"
-    import medattn_nb.lab.benchmarks # makes its groups known
+    import medattn_nb.lab.benchmarks,medattn_nb.lab.databench # make their groups known
     from medattn_nb.lab.bench import bench_groups,run_bench
     if a.list: return print('\n'.join(bench_groups()))
     done = run_bench(a.groups, a.device, a.repeats, a.out, a.only, _bench_line)
@@ -391,7 +391,7 @@ def _lacks(name, least):
     v = _version(name)
     return 'missing' if v is None else f'{v} is too old: {least} or newer is needed' if least and _numbers(v)<_numbers(least) else ''
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #c4ab0abe
+# %% ../../nbs/lab/50_lab.cli.ipynb #c5f9a4c2
 def _clone():
     "The folder of the clone that the library runs from, or `None`"
     p = Path(importlib.util.find_spec('medattn_nb').origin).parents[1]
@@ -401,7 +401,7 @@ def _optional():
     "Optional part -> (what it is for, version or `None`, command that adds it)"
     clone,pip = _clone(),f'{_relative(sys.executable)} -m pip install'
     if clone: pip += f" -c {_relative(clone/'constraints.txt')}"
-    what = dict(jupyterlab='opens the notebooks', ipywidgets='sliders in them', seaborn='plots in them', timm='its ResNets and attention, for comparison', monai='its losses and metrics, for comparison', medpy='its Hausdorff distance, for comparison', nbdev='changes and tests the notebooks')
+    what = dict(jupyterlab='opens the notebooks', ipywidgets='sliders in them', seaborn='plots in them', nibabel='reads NIfTI volumes', openpyxl='reads .xlsx tables', xlrd='reads .xls tables', timm='its ResNets and attention, for comparison', monai='its losses and metrics, for comparison', medpy='its Hausdorff distance, for comparison', nbdev='changes and tests the notebooks')
     out = {k:(v, _version(k), f'{pip} {k}') for k,v in what.items()}
     out['fast-slic'] = 'faster superpixels',_version('fast-slic'),f'make -C {_relative(clone)} fast-slic' if clone else f'{pip} fast-slic'
     out['quarto'] = 'builds the site','present' if shutil.which('quarto') else None,'nbdev-install-quarto'
