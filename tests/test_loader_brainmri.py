@@ -7,7 +7,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from conftest import real
 from medattn_nb.core import ArgumentError, DataError
-from medattn_nb.data.brainmri import choose_split
+from medattn_nb.data.splits import choose_split
 from medattn_nb.data.datasets import available, check, check_leak, leaks, load
 from medattn_nb.data.quality import near_groups
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from conftest import real
 from medattn_nb.core import ArgumentError, DataError, MissingPackage
-from medattn_nb.data import chest
-from medattn_nb.data.chest import file_keys, merge_groups, patient_of, read_sheet, subtype_of
+from medattn_nb.data import loading
+from medattn_nb.data.chest import patient_of, subtype_of
+from medattn_nb.data.loading import file_keys, merge_groups, read_sheet
 from medattn_nb.data.datasets import available, check, check_leak, leaks, load
 from test_loader_brainmri import readme_counts
 
@@ -138,7 +139,7 @@ def test_sheets_that_are_none(tmp_path, f, content):
     with pytest.raises(DataError, match=f'{f}: got (no file|a file that cannot be read as a table)'): read_sheet(tmp_path/f, f)
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(chest, 'find_spec', lambda o: None)
+    monkeypatch.setattr(loading, 'find_spec', lambda o: None)
     with pytest.raises(MissingPackage, match='pip install openpyxl'): read_sheet(tmp_path/'t.xlsx')
     with pytest.raises(MissingPackage, match='pip install xlrd'): read_sheet(tmp_path/'t.xls')
 

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 from conftest import real
 from medattn_nb.core import ArgumentError, DataError, MissingPackage
-from medattn_nb.data import chest
-from medattn_nb.data.chest import read_sheet
+from medattn_nb.data import loading
+from medattn_nb.data.loading import read_sheet
 from medattn_nb.data.datasets import available, check, check_leak, leaks, load
 from medattn_nb.data.fundus import BASES, _disputed, _duplicates, _regraded
 from medattn_nb.data.quality import audit
@@ -250,7 +250,7 @@ def test_messidor_faults(small):
 
 def test_messidor_without_xlrd(small, monkeypatch):
     sheet(small/'Annotation_Base11.xls', [])
-    monkeypatch.setattr(chest, 'find_spec', lambda o: None)
+    monkeypatch.setattr(loading, 'find_spec', lambda o: None)
     with pytest.raises(MissingPackage, match='pip install xlrd.*or save the table as CSV'): load(MESSIDOR, small)
 
 def test_hand_made_excel(tmp_path):

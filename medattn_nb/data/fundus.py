@@ -7,15 +7,15 @@ Docs: https://medattn.github.io/medattn_nb/data/data.fundus.html.md"""
 # %% auto #0
 __all__ = ['idrid', 'info', 'idrid_fundus', 'messidor']
 
-# %% ../../nbs/data/38_data.fundus.ipynb #ec3d2038
+# %% ../../nbs/data/38_data.fundus.ipynb #9b2a9588
 import re
 from dataclasses import replace
 from pathlib import Path
 import pandas as pd
 from ..core import ArgumentError,DataError
-from .brainmri import choose_split,read_copy
-from .chest import file_keys,merge_groups,read_sheet
 from .datasets import Data,DataSet,SPLITS,register_dataset
+from .loading import file_keys,merge_groups,read_copy,read_sheet
+from .splits import choose_split
 
 # %% ../../nbs/data/38_data.fundus.ipynb #52f5aac5
 def _classes(target, grades):

@@ -7,14 +7,14 @@ Docs: https://medattn.github.io/medattn_nb/data/data.isic2018.html.md"""
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'info', 'isic2018_task2']
 
-# %% ../../nbs/data/37_data.isic2018.ipynb #f7a9f2a7
+# %% ../../nbs/data/37_data.isic2018.ipynb #00476b47
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..core import ArgumentError
 from .datasets import Data,DataSet,_each,_open,kfold_groups,register_dataset,split_groups
-from .skin import _choose
+from .splits import deal_split
 
 # %% ../../nbs/data/37_data.isic2018.ipynb #d6d84ad7
 ATTRIBUTES = 'pigment_network','negative_network','milia_like_cyst','globules','streaks' # In the order of SANet's Table 1
@@ -58,7 +58,7 @@ def _fold(data, k, fold, seed):
     if fold not in range(1, k+1): raise ArgumentError('fold', fold, f'use 1 to {k}')
     return kfold_groups(data, k, seed)[fold-1]
 
-# %% ../../nbs/data/37_data.isic2018.ipynb #0905d276
+# %% ../../nbs/data/37_data.isic2018.ipynb #46fbc869
 @register_dataset(info)
 def isic2018_task2(
     root, # The folder with both folders of the challenge
@@ -75,4 +75,4 @@ def isic2018_task2(
     about = replace(info, attributes=ATTRIBUTES*attributes, **(_all if split=='official' else {}))
     data = Data(about, df.assign(group=df.name, split=df.split if split=='official' else ''), root)
     if attributes: data = Data(about, data.items.assign(**{f'has:{o}':v for o,v in zip(ATTRIBUTES, _shown(data).T)}), root)
-    return _choose(data, split, dict(official=None, grouped=lambda d: split_groups(d, (.8,.1,.1), seed), folds=lambda d: _fold(d, k, fold, seed), none=None))
+    return deal_split(data, split, dict(official=None, grouped=lambda d: split_groups(d, (.8,.1,.1), seed), folds=lambda d: _fold(d, k, fold, seed), none=None))

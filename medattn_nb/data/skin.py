@@ -8,7 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/data/data.skin.html.md"""
 __all__ = ['cancer_info', 'FEATURES', 'isic2017_info', 'SIGNS', 'ph2_info', 'skin_cancer', 'isic_superpixels',
            'SuperpixelFeatures', 'isic2017', 'ph2']
 
-# %% ../../nbs/data/36_data.skin.ipynb #1714df00
+# %% ../../nbs/data/36_data.skin.ipynb #865584d2
 import json,re
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +17,11 @@ import numpy as np
 import pandas as pd
 from ..core import ArgumentError,DataError,MissingPackage
 from .datasets import Data,DataSet,Files,_open,_pictures,_size,read_image,read_manifest,register_dataset,split_groups,split_name
+from .loading import compact_manifest
 from .quality import near_groups
-from .splits import random_split
+from .splits import deal_split,random_split
 
-# %% ../../nbs/data/36_data.skin.ipynb #487cb7de
-def _choose(data, split, deal):
-    "`data` as the function that `deal` has for `split` deals it; `None` there leaves it as it is"
-    if split not in deal: raise ArgumentError('split', split, f"choose from {', '.join(deal)}")
-    return deal[split](data) if deal[split] else data
-
+# %% ../../nbs/data/36_data.skin.ipynb #3d8897d0
 def _by_twins(data, fractions, seed):
     "Deal `data` with nearly identical pictures in one group, named by the first of them"
     first = data.items.name.groupby(near_groups(data)).transform('first')
@@ -45,7 +41,7 @@ cancer_info = DataSet('skin-cancer', 'Skin cancer, malignant against benign', cl
     paper='Self-attention study: benign against malignant, 80% training and 20% validation (split="paper"; the set has its own folders too, split="official").',
     signs=('train/malignant/1[01][0-9][0-9].jpg','data/train/malignant/1[01][0-9][0-9].jpg'))
 
-# %% ../../nbs/data/36_data.skin.ipynb #37f0f003
+# %% ../../nbs/data/36_data.skin.ipynb #f3b79711
 @register_dataset(cancer_info)
 def skin_cancer(
     root, # The folder that has train and test, or data/train and data/test
@@ -64,7 +60,7 @@ def skin_cancer(
             rows += [dict(file=o.relative_to(root).as_posix(), label=label, split=side, name=f'{side}/{cls}/{o.name}') for o in sorted(fs, key=lambda o: (len(o.name),o.name))]
     df = pd.DataFrame(rows, columns=['file','label','split','name'])
     data,shares = Data(cancer_info, df.assign(group=df.name), root),dict(train=.8, valid=.2)
-    return _choose(data, split, dict(official=None, paper=lambda d: random_split(d, shares, seed), grouped=lambda d: _by_twins(d, shares, seed), none=_unsplit))
+    return deal_split(data, split, dict(official=None, paper=lambda d: random_split(d, shares, seed), grouped=lambda d: _by_twins(d, shares, seed), none=_unsplit))
 
 # %% ../../nbs/data/36_data.skin.ipynb #64259566
 FEATURES = 'pigment_network','negative_network','milia_like_cyst','streaks' # Of part 2: all that SANet segments but the globules
@@ -147,17 +143,10 @@ def _isic_side(root, side, report):
         if o.suffix.lower()=='.jpg' and o.stem not in known: report(f'{d}/{o.name}', 'a picture without a label', f'{table} has no row for it')
     return rows
 
-# %% ../../nbs/data/36_data.skin.ipynb #0c96f052
-def _manifest_with(root, need):
-    "The manifest of a compact copy, which must have the columns `need`"
-    m = read_manifest(root)
-    gone = [o for o in need if o not in m]
-    if gone: raise DataError('manifest.csv', f"no column {', '.join(gone)}", f"expected the manifest of the compact copy, with {', '.join(need)}")
-    return m
-
+# %% ../../nbs/data/36_data.skin.ipynb #9c5b2f7d
 def _isic_compact(root, report):
     "The same rows from a copy with a manifest.csv"
-    m = _manifest_with(root, ('file','class','split','source_path'))
+    m = compact_manifest(root, ('file','class','split','source_path'))
     ok = m['class'].isin(['melanoma','not_melanoma']) & m.split.map(split_name).isin(_sides)
     for f,c,s in zip(m.file[~ok], m['class'][~ok], m.split[~ok]): report(f, f'class {c!r}, split {s!r}', 'expected melanoma or not_melanoma, and train, val or test')
     m = m[ok]
@@ -213,7 +202,7 @@ def _isic_target(df, target):
     df = df[df.diagnosis.isin(_diagnoses)]
     return df.assign(label=df.diagnosis.map(_diagnoses.index)),dict(classes=_diagnoses, counts=())
 
-# %% ../../nbs/data/36_data.skin.ipynb #e4a0aa28
+# %% ../../nbs/data/36_data.skin.ipynb #95d9b578
 @register_dataset(isic2017_info)
 def isic2017(
     root, # The folders of the challenge, or the compact copy with a manifest.csv
@@ -234,7 +223,7 @@ def isic2017(
     data = Data(info, df.assign(group=df.name, **{**{f'has:{k}':np.nan for k in _five}, **has}), root, SuperpixelFeatures(root, info) if masks=='features' else None)
     shares = dict(train=2000/2750, valid=150/2750, test=600/2750)
     deal = dict(official=None, paper=lambda d: random_split(d, dict(train=.8, valid=.2), seed), grouped=lambda d: _by_twins(d, shares, seed), none=_unsplit)
-    return _choose(data, split, deal)
+    return deal_split(data, split, deal)
 
 # %% ../../nbs/data/36_data.skin.ipynb #cb50269d
 SIGNS = ('typical_pigment_network','atypical_pigment_network','typical_dots_globules','atypical_dots_globules','streaks','regression_areas','blue_whitish_veil',
@@ -308,11 +297,11 @@ def _ph2_original(root, report):
         if not gone and r['kind'] and signs: rows.append(dict(file=files[0].relative_to(root).as_posix(), mask=files[1].relative_to(root).as_posix(), name=n, kind=r['kind'], **signs))
     return rows
 
-# %% ../../nbs/data/36_data.skin.ipynb #9caa7603
+# %% ../../nbs/data/36_data.skin.ipynb #ed7eae31
 def _ph2_compact(root, report):
     "The same rows from a copy with a manifest.csv"
     rows = []
-    for r in _manifest_with(root, ('file','mask','class','source_path',*_codes,*SIGNS[7:])).to_dict('records'):
+    for r in compact_manifest(root, ('file','mask','class','source_path',*_codes,*SIGNS[7:])).to_dict('records'):
         r['name'] = Path(r['source_path']).stem
         if r['class'] not in _kinds: report(r['file'], f"class {r['class']!r}", f"expected one of {', '.join(_kinds)}"); continue
         signs = _signs(r, 'manifest.csv', report)
@@ -331,7 +320,7 @@ ph2_info = DataSet('ph2-dermoscopy', 'PH2: 200 dermoscopic pictures with every s
     paper="No paper reproduced here used it; it stands in for lesion outlines and for attributes of whole pictures in the manner of SANet's set.",
     signs=('PH2 Dataset images/IMD*','PH2Dataset/PH2 Dataset images/IMD*','images/common_nevus/IMD*'))
 
-# %% ../../nbs/data/36_data.skin.ipynb #8900681d
+# %% ../../nbs/data/36_data.skin.ipynb #a48a3f95
 @register_dataset(ph2_info)
 def ph2(
     root, # The folder PH2Dataset or the one that holds it, or the compact copy with a manifest.csv
@@ -348,4 +337,4 @@ def ph2(
     df = df.assign(label=df.kind.map(_kinds.index), group=df.name).sort_values(['label','name'])
     info = ph2_info if classes==3 else replace(ph2_info, classes=('nevus','melanoma'), counts=(('','nevus',160),('','melanoma',40)))
     data = Data(info, df.drop(columns='kind').assign(label=df.label if classes==3 else (df.label==2).astype(int)), root)
-    return _choose(data, split, dict(none=None, grouped=lambda d: split_groups(d, dict(train=.7, valid=.1, test=.2), seed)))
+    return deal_split(data, split, dict(none=None, grouped=lambda d: split_groups(d, dict(train=.7, valid=.1, test=.2), seed)))

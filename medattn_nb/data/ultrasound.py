@@ -8,7 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/data/data.ultrasound.html.md"""
 __all__ = ['UPJO', 'upjo_info', 'us_info', 'polygon_mask', 'read_labelme', 'labelme_masks', 'Labelme', 'from_labelme', 'upjo',
            'study_of', 'hydronephrosis_us']
 
-# %% ../../nbs/data/40_data.ultrasound.ipynb #accd8e9b
+# %% ../../nbs/data/40_data.ultrasound.ipynb #c86949ff
 import base64,io,json,re
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from ..core import ArgumentError,DataError
 from .datasets import Data,DataSet,Files,_group_of,_open,_pictures,_raise,_size,_to_uint8,_verify,read_image,register_dataset,split_groups,split_name
-from .skin import _choose,_manifest_with
-from .splits import published_fold,random_split
+from .loading import compact_manifest
+from .splits import deal_split,published_fold,random_split
 
 # %% ../../nbs/data/40_data.ultrasound.ipynb #3f88da2c
 def polygon_mask(
@@ -255,7 +255,7 @@ upjo_info = DataSet('upjo', 'Renal ultrasound of children with ureteropelvic jun
 # %% ../../nbs/data/40_data.ultrasound.ipynb #a30ed06f
 _shares = dict(grouped=dict(train=.8, valid=.1, test=.1), paper=dict(train=.9, test=.1))
 
-# %% ../../nbs/data/40_data.ultrasound.ipynb #0ac0ece5
+# %% ../../nbs/data/40_data.ultrasound.ipynb #f99fce74
 @register_dataset(upjo_info)
 def upjo(
     root, # A folder with a folder for each patient
@@ -271,7 +271,7 @@ def upjo(
     "Kidney ultrasound outlined in Labelme, in the order of the paths"
     data = _labelme_data(upjo_info, Path(root), report, labels or UPJO, patient, unannotated, other)
     def deal(f): return lambda d: f(d, fractions or _shares[split], seed)
-    return _choose(data, split, dict(grouped=deal(split_groups), paper=deal(random_split), none=None))
+    return deal_split(data, split, dict(grouped=deal(split_groups), paper=deal(random_split), none=None))
 
 # %% ../../nbs/data/40_data.ultrasound.ipynb #7c7146bf
 def study_of(
@@ -308,10 +308,10 @@ def _us_original(root, report):
     df = pd.DataFrame(rows, columns=['file','mask','kind','fold','group'])
     return df.assign(group=_joined(df.group, [(root/o).read_bytes() for o in df.file]))
 
-# %% ../../nbs/data/40_data.ultrasound.ipynb #3737be0c
+# %% ../../nbs/data/40_data.ultrasound.ipynb #52b35623
 def _us_compact(root, report):
     "The frames of a copy with a manifest.csv"
-    m = _manifest_with(root, ('file','class','split','group','mask'))
+    m = compact_manifest(root, ('file','class','split','group','mask'))
     ok = m['class'].isin(_kinds) & m.split.str.fullmatch(r'fold(0[1-9]|10)')
     for f,c,s in zip(m.file[~ok], m['class'][~ok], m.split[~ok]): report(f, f'class {c!r}, split {s!r}', 'expected class normal or abnormal and split fold01 to fold10')
     m = m[ok]
@@ -331,7 +331,7 @@ us_info = DataSet('hydronephrosis-us', 'Hydronephrosis in kidney ultrasound, ten
     paper="A stand-in for A-PSPNet's frames, which are not public; no paper reproduced here used it.",
     signs=('data/[0-9]*/abnormal/*_M.jpg','images/fold01/abnormal/h*.jpg'))
 
-# %% ../../nbs/data/40_data.ultrasound.ipynb #14e2045e
+# %% ../../nbs/data/40_data.ultrasound.ipynb #d12bc7fd
 @register_dataset(us_info)
 def hydronephrosis_us(
     root, # The authors' repository, or the compact copy with a manifest.csv
@@ -348,4 +348,4 @@ def hydronephrosis_us(
     data = Data(replace(us_info, images=len(df), counts=()) if compact else us_info, df, root)
     def by_group(d): return split_groups(d, dict(train=.7, valid=.15, test=.15), seed)
     def by_fold(d): return published_fold(d, 'fold', fold)
-    return _choose(data, split, dict(grouped=by_group if suggested is None else None, folds=by_fold, none=None))
+    return deal_split(data, split, dict(grouped=by_group if suggested is None else None, folds=by_fold, none=None))
