@@ -499,14 +499,14 @@ def test_get_data_says_why_not(tmp_path):
     for name,o in SOURCES.items():
         if isinstance(o, str):
             with pytest.raises(DataError, match=o[:20]): get_data(name, tmp_path)
-    with pytest.raises(ArgumentError, match='covid-ct'): get_data('nothing', tmp_path)
+    with pytest.raises(ArgumentError, match='idrid-fundus'): get_data('nothing', tmp_path)
     assert not files(tmp_path)
 
 def test_names_are_those_of_load():
     from medattn_nb.data.datasets import available
     assert set(SOURCES)<=set(available().name)
 
-def test_covid_ct_from_server_to_loader(web, tmp_path, monkeypatch):
+def test_a_repository_from_server_to_loader(web, tmp_path, monkeypatch):
     "The layout that is fetched is one that the loader knows; the stamp in it does no harm"
     from medattn_nb.data.datasets import check, load
     from PIL import Image
@@ -515,7 +515,7 @@ def test_covid_ct_from_server_to_loader(web, tmp_path, monkeypatch):
     repo = {f'x-1/Images/CT_{c}/{n}':b.getvalue() for (c,_),n in names.items()} | {f'x-1/Data-split/{c}/{s}CT_{c}.txt':n.encode() for (c,s),n in names.items()} | {'x-1/README.md':b'no', 'x-1/code.py':b'no'}
     web.acts['/f'] = serve(zip_bytes(repo))
     safe_extract(zipped(tmp_path/'x.zip', repo), tmp_path/'x', 1)
-    r = replace(SOURCES['covid-ct'][0], url=f'{web.url}/f', trees=(('Images',git_tree_sha1(tmp_path/'x/Images')),))
+    r = Remote(f'{web.url}/f', None, 'repo.zip', archive='zip', strip=1, keep=('Images/*.png','Images/*.jpg','Data-split/*.txt'), trees=(('Images',git_tree_sha1(tmp_path/'x/Images')),))
     monkeypatch.setitem(SOURCES, 'covid-ct', (r,))
     d = get_data('covid-ct', tmp_path/'data', progress=False)
     assert not (d/'README.md').exists() and len(load('covid-ct', tmp_path/'data'))==6 and not len(check(d))

@@ -46,7 +46,7 @@ def source_of(
     m = re.match(r'(.+?)-p\d+-', stem) or re.match(r'(PIIS\d+)', stem) if cls=='COVID' else re.match(r'(\d+)[%_]', stem)
     return f'{cls}/{m[1] if m else stem}' + '%'*bool(m and cls!='COVID')
 
-# %% ../../nbs/data/30_data.covidct.ipynb #bfe0c535
+# %% ../../nbs/data/30_data.covidct.ipynb #fc2fbdd9
 info = DataSet('covid-ct', 'COVID-CT', classes=('NonCOVID','COVID'), modality='CT', channels=1, images=746,
     spacing='unknown: slices were cut out of documents',
     licence='none stated; offered for research. The pictures come from papers with terms of their own',
@@ -54,6 +54,8 @@ info = DataSet('covid-ct', 'COVID-CT', classes=('NonCOVID','COVID'), modality='C
     url='https://github.com/UCSD-AI4H/COVID-CT',
     how_to_get='Clone github.com/UCSD-AI4H/COVID-CT, unzip the two archives in Images-processed, and name the folder covid-ct',
     notes='Slices were cut out of documents: size, windowing and marks differ between the classes, so a network may use shortcuts. The official split divides three source papers, and most COVID slices of its test side come from another kind of source than those it trains on.',
+    counts=(('train','NonCOVID',234),('train','COVID',191),('valid','NonCOVID',58),('valid','COVID',60),('test','NonCOVID',105),('test','COVID',98)),
+    paper='Self-attention study: positive against negative, "812" images (the abstract of the data paper; 746 are published), 80% training and 20% validation, 500 epochs.',
     signs=('Data-split/COVID/*CT_COVID.txt','Data-split/*CT_COVID.txt'))
 
 # %% ../../nbs/data/30_data.covidct.ipynb #79be492a

@@ -464,17 +464,16 @@ _xray = (Remote('https://data.mendeley.com/public-files/datasets/rscbjbr9sj/file
 def _github(repo, commit, keep, trees):
     return (Remote(f'https://github.com/{repo}/archive/{commit}.zip', None, f"{repo.split('/')[1]}.zip", archive='zip', strip=1, keep=keep, trees=trees),)
 
-# %% ../../nbs/data/07_data.download.ipynb #16e6a97c
+# %% ../../nbs/data/07_data.download.ipynb #c323a15e
 _brain = _github('SartajBhuvaji/Brain-Tumor-Classification-DataSet', '3ea9f4eae54c67e5bddbf6f7a73582967a5f5f79', ('Training/*.jpg','Testing/*.jpg'),
     (('Training','6102bf4a4932affce289f5ac7b137334ddc57e2d'),('Testing','92bb12cb3d5e0257fe390670a2277362bb071736')))
-_covid = _github('KamalEyubov/sose2020-idv', '6b3a565629e81220ae89010dceaa2ef1566e23e0', ('Images/*.png','Images/*.jpg','Data-split/*.txt'),
-    (('Images','eeb87628ed108a9e57f42e249d99d065eb817788'),))
 
-# %% ../../nbs/data/07_data.download.ipynb #1fa8eb1c
+# %% ../../nbs/data/07_data.download.ipynb #fc41f953
 SOURCES = {
-    'isic2017-skin-lesion':tuple(_isic2017()), 'isic-2018-task2':_isic2018, 'idrid-fundus':_idrid, 'chest-xray-pneumonia':_xray, 'brain-tumor-mri-3264':_brain, 'covid-ct':_covid,
+    'isic2017-skin-lesion':tuple(_isic2017()), 'isic-2018-task2':_isic2018, 'idrid-fundus':_idrid, 'chest-xray-pneumonia':_xray, 'brain-tumor-mri-3264':_brain,
+    'covid-ct':'its authors state no licence and keep the pictures as archives within their repository, and nobody states a sum for these',
     'lgg-mri-segmentation':'the publisher, Kaggle, asks for a login',
-    'hydronephrosis-us':'its authors state no licence',
+    'hydronephrosis-us':'its authors state no licence, and nobody states a sum for the 5,090 frames',
     'ph2-dermoscopy':'its authors send the link after a form',
     'skin-cancer':'the publisher, Kaggle, asks for a login',
     'covid19-radiography':'the publisher, Kaggle, asks for a login',
