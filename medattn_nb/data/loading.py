@@ -41,11 +41,12 @@ def read_copy(
         m = m[m[c].isin(ok)]
     return m
 
-# %% ../../nbs/data/09_data.loading.ipynb #67bf7de9
+# %% ../../nbs/data/09_data.loading.ipynb #43a61ae8
 def _text(v):
     "A cell as text: whole numbers without a point"
     return '' if v is None else str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip()
 
+# %% ../../nbs/data/09_data.loading.ipynb #830f4bdd
 def _cells(p, engine):
     "The rows of the first sheet of an Excel file"
     if engine=='xlrd':
