@@ -45,7 +45,7 @@ def process(line, cwd, toys=None, **kw):
     return subprocess.Popen([sys.executable,'-m','medattn_nb.lab.cli',*shlex.split(line)], cwd=cwd, env=env(toys), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
 
 # --- help ----------------------------------------------------------------------------------------------
-COMMANDS = 'run','demo','table','data list','data check','bench','doctor'
+COMMANDS = 'run','demo','table','data list','data check','data get','data frames','data masks','bench','doctor'
 
 def test_help_imports_nothing_heavy():
     code = "import sys; from medattn_nb.lab.cli import main; c = main(['--help']); sys.exit(c or bool({'torch','numpy','pandas','fastai','tqdm'} & set(sys.modules)))"
@@ -203,6 +203,45 @@ def test_data_card(sh):
 def test_data_list(sh):
     code,out,err = sh('data list')
     assert code==0 and re.search(r'^phantom-texture .*synthetic$', out, re.M) and re.search(r'^covid-ct .*no$', out, re.M)
+
+def test_data_get_says_what_can_be_had(sh):
+    code,out,err = sh('data get')
+    assert code==0 and re.search(r'^idrid-fundus +2 +0\.7 +SHA-256$', out, re.M) and 'brats-2018' not in out
+    code,out,err = sh('data get messidor --data-root .')
+    assert code==1 and 'without a plain download' in err and 'Base11' in err and len(err.splitlines())==1
+    code,out,err = sh('data get idrid-fundus')
+    assert code==2 and '--data-root' in err and 'MEDATTN_DATA' in err
+    code,out,err = sh('data get isic-2018-task2 --data-root .')
+    assert code==1 and 'trust' in err
+    code,out,err = sh('data get nothing --data-root .')
+    assert code==2 and 'choose one of' in err
+
+def test_data_get_hands_on(sh, monkeypatch, tmp_path):
+    from medattn_nb.data import download
+    got = {}
+    monkeypatch.setattr(download, 'get_data', lambda name,root,**kw: got.update(kw, name=name, root=root) or tmp_path/name)
+    code,out,err = sh('data get idrid-fundus --data-root d --trust --sha256 abc')
+    assert code==0 and got==dict(name='idrid-fundus', root='d', trust=True, sha256='abc') and 'terms: CC BY 4.0' in out
+
+def test_video_to_data_set(sh, tmp_path):
+    "A clip to frames to masks to a set that loads, by the command alone"
+    import cv2, json
+    from medattn_nb.data.datasets import from_manifest
+    (tmp_path/'videos/p1').mkdir(parents=True)
+    w = cv2.VideoWriter(str(tmp_path/'videos/p1/clip.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 10, (64,48))
+    for i in range(10):
+        a = np.random.default_rng(i).integers(0, 60, (48,64,3), dtype=np.uint8); a[10:30,10+i:30+i] = 200; w.write(a)
+    w.release()
+    (tmp_path/'videos/p1/broken.avi').write_bytes(b'no video')
+    code,out,err = sh('data frames videos frames --fps 5')
+    assert code==1 and 'broken.avi' in out and '5 of 5 frames kept, 1 patients' in out
+    first = sorted((tmp_path/'frames/frames').rglob('*.png'))[0]
+    first.with_suffix('.json').write_text(json.dumps(dict(version='5.0.1', flags={}, imagePath=first.name, imageData=None, imageHeight=48, imageWidth=64,
+        shapes=[dict(label='kidney', shape_type='polygon', points=[[10,10],[30,10],[30,30],[10,30]])])))
+    code,out,err = sh('data masks frames --labels kidney')
+    assert code==0 and '1 of 5 frames have masks' in out
+    d = from_manifest(tmp_path/'frames', masks=('kidney',))
+    assert len(d)==5 and [d.mask(i) is not None for i in range(5)]==[True]+[False]*4 and abs(d.mask(0).sum()-400)<50
 
 # --- doctor --------------------------------------------------------------------------------------------
 def test_doctor(sh):

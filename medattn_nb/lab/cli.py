@@ -329,19 +329,20 @@ def _data_get(a):
     if not root: raise ArgumentError('--data-root', root, 'name the folder to put it in, or set MEDATTN_DATA')
     print(f'{get_data(a.name, root, trust=a.trust, sha256=a.sha256)}\nterms: {card.get("licence", "not known")}')
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #f39b263e
+# %% ../../nbs/lab/50_lab.cli.ipynb #f0ff6792
 @_command('data frames', 'medattn data frames videos frames --fps 5 --blur 40', _arg('videos', metavar='VIDEOS', help='folder of videos and screenshots, one folder a patient'),
     _arg('out', metavar='OUT', help='folder to write to'), _arg('--fps', type=float, default=5, metavar='N', help='frames to take a second (default: 5)'),
     _arg('--every', type=int, metavar='N', help='take every Nth frame instead'), _arg('--blur', type=float, default=0, metavar='SCORE', help='leave out frames that are less sharp (default: keep all)'),
     _arg('--near', type=float, metavar='R', help='leave out frames whose correlation with the last one is above R, as 0.99'),
-    _arg('--group', metavar='REGEX', help='the patient in the path, in brackets (default: the first folder)'))
+    _arg('--patient', metavar='REGEX', help='the patient in the path, in brackets (default: the first folder)'))
 def _data_frames(a):
     "Cut a folder of videos into frames, leaving out the blurred ones"
     from medattn_nb.data.frames import extract_frames
-    log = extract_frames(a.videos, a.out, a.fps, a.every, a.blur, a.near, a.group)
-    for f,problem,fix in log.attrs['problems']: print(f'{f}: {problem}; {fix}')
+    log = extract_frames(a.videos, a.out, a.fps, a.every, a.blur, a.near, a.patient)
+    bad = log.attrs['problems']
+    for f,problem,fix in bad.itertuples(index=False): print(f'{f}: {problem}; {fix}')
     print(f'{int(log.kept.sum())} of {len(log)} frames kept, {log.patient.nunique()} patients, in {a.out}')
-    return int(bool(log.attrs['problems']))
+    return int(len(bad)>0)
 
 @_command('data masks', 'medattn data masks frames --labels kidney,hydronephrosis', _arg('out', metavar='OUT', help='folder that data frames wrote, with Labelme files beside the frames'),
     _arg('--labels', required=True, metavar='A,B', help='names of the structures, from the outside in'), _arg('--ignore-others', action='store_true', help='skip outlines with other labels'))
