@@ -105,11 +105,11 @@ def test_wheel_metadata(wheel):
     info = next(wheel.glob('*.dist-info'))
     m = Parser().parsestr((info/'METADATA').read_text(encoding='utf-8'))
     assert m['License-Expression']=='Apache-2.0' and (info/'licenses/LICENSE').exists() and m['Requires-Python']=='>=3.10'
-    assert m.get_all('Provides-Extra')==['notebooks','fast-slic','dev'] and m.get_payload().startswith('# medattn_nb')
+    assert m.get_all('Provides-Extra')==['notebooks','formats','fast-slic','dev'] and m.get_payload().startswith('# medattn_nb')
     plain = [o for o in m.get_all('Requires-Dist') if 'extra ==' not in o]
-    assert not any(o.startswith(x) for o in plain for x in ('nbdev','jupyter','fast-slic','pytest','timm','monai','medpy','seaborn'))
+    assert not any(o.startswith(x) for o in plain for x in ('nbdev','jupyter','fast-slic','pytest','timm','monai','medpy','seaborn','nibabel','openpyxl','xlrd'))
 
-ABSENT = 'nbdev','jupyterlab','fast_slic','timm','monai','medpy','seaborn','ipywidgets','pytest','hypothesis','nbformat'
+ABSENT = 'nbdev','jupyterlab','fast_slic','nibabel','openpyxl','xlrd','timm','monai','medpy','seaborn','ipywidgets','pytest','hypothesis','nbformat'
 BLOCK = f'''
 import sys
 sys.modules.update(dict.fromkeys({ABSENT})); sys.path.insert(0, sys.argv[1])

@@ -1,5 +1,5 @@
 "Training: frozen recipes, a run that is really killed, precision and layout options, and what is refused"
-import dataclasses, signal, subprocess, sys
+import math, dataclasses, signal, subprocess, sys
 import pytest, torch
 from medattn_nb.core import ArgumentError, ResultError
 from medattn_nb.data.datasets import leaks
@@ -130,3 +130,14 @@ def test_loss_that_is_no_number():
 def test_predict_names_the_splits():
     f = fit(GROUPED.replace(epochs=1, size=32, data_options=dict(n=24, size=32)), device='cpu')
     with pytest.raises(ArgumentError, match='train, valid'): predict(f.learn, 'test')
+
+@pytest.mark.parametrize('data,channels,kw', [('phantom-brain',4,dict(n=72)), ('phantom-stroke',4,dict(n=160)), ('phantom-fundus',3,dict(n=36)), ('phantom-chest',1,dict(n=36))])
+def test_pictures_of_every_kind_train(data, channels, kw):
+    "Floats of four modalities stay floats, without limits on their values; bytes become 0 to 1"
+    r = Recipe(data=data, data_options=dict(size=64, **kw), channels=channels, size=64, epochs=1, batch_size=12, lr=.01, augment=('hflip','noise'))
+    f = fit(r)
+    x,_ = f.learn.dls.train.one_batch()
+    assert x.shape[1:]==(channels,64,64) and math.isfinite(f.history[0]["train_loss"])
+    assert predict(f.learn, 'valid').shape[1]==2+2*(data=='phantom-fundus')
+    raw = r.load().tensors(64, ('resize',), channels)
+    assert raw.dtype==(torch.float32 if channels==4 else torch.uint8) and (channels!=4 or raw.min()<-1)

@@ -666,15 +666,21 @@ def _base(root):
     root = root or os.environ.get('MEDATTN_DATA')
     return Path(root).expanduser() if root else None
 
-# %% ../../nbs/data/00_data.datasets.ipynb #ac3c7972
+# %% ../../nbs/data/00_data.datasets.ipynb #7a621537
 def _locate(info, root):
     "The folder of a data set: under `root` (or MEDATTN_DATA) by its name, or `root` itself"
     base = _base(root)
     if base is None: raise DataError(info.name, 'no folder to look in', f'pass root= or set MEDATTN_DATA to the folder that has {info.name}. {info.how_to_get}')
     for o in (base/info.name,base):
         if _is_at(info, o): return o
-    if (base/info.name).is_dir(): raise DataError(info.name, 'a folder without its files', f"looked in {base/info.name} for {' or '.join(info.signs)}. {info.how_to_get}")
-    raise DataError(info.name, 'no such data set there', f'looked for {base/info.name} and in {base} itself. {info.how_to_get}')
+    if (base/info.name).is_dir(): raise DataError(info.name, 'a folder without its files', f"looked in {base/info.name} for {' or '.join(info.signs)}, found {_contents(base/info.name)}. {info.how_to_get}")
+    raise DataError(info.name, 'no such data set there', f'looked for {base/info.name}, and in {base} itself, which holds {_contents(base)}. {info.how_to_get}')
+
+def _contents(p, most=6):
+    "What lies in folder `p`, as text"
+    if not p.is_dir(): return 'nothing: it is no folder'
+    names = sorted(o.name+'/'*o.is_dir() for o in p.iterdir() if not o.name.startswith('.'))
+    return ', '.join(names[:most])+f' and {len(names)-most} more'*(len(names)>most) or 'nothing'
 
 # %% ../../nbs/data/00_data.datasets.ipynb #8c219da9
 def _unregistered(name, base, options):
