@@ -136,11 +136,11 @@ class Audit:
         return '\n'.join(head+tables+said+bad)
     def __repr__(self): return str(self)
 
-# %% ../../nbs/data/05_data.quality.ipynb #8d402be2
+# %% ../../nbs/data/05_data.quality.ipynb #0ef0f171
 def _count(a, data):
     "Images by class and split, beside the published numbers"
     info = data.info
-    a.facts['images'] = str(len(data))
+    a.facts['images'] = str(len(data))+', a compact copy'*bool(info.counts and data.root and (data.root/'manifest.csv').is_file())
     a.tables['Images by split and class'] = data.describe().rename_axis(index=None, columns=None)
     t = data.describe()
     for s,c,n in info.counts:
@@ -188,13 +188,13 @@ def _pairs(a, data, thumbs, threshold):
         k = np.flatnonzero(cls[i]!=cls[j])
         if len(k): a.warnings.append(f"{what} pairs that carry two classes: {len(k)}, such as {data.items.file[i[k[0]]]} ({cls[i[k[0]]]}) and {data.items.file[j[k[0]]]} ({cls[j[k[0]]]})")
 
-# %% ../../nbs/data/05_data.quality.ipynb #dee21cf1
+# %% ../../nbs/data/05_data.quality.ipynb #032e0b46
 def _audit(a, data, report, threshold):
     "Fill in `a`"
     seen,thumbs,outlined = survey(data, report)
     _count(a, data); _sizes(a, data, seen)
     if any(o is not None for o in outlined): a.tables['Outlined structures'] = _mask_table(outlined, _plane_names(data)).round(2).rename_axis(None)
-    if len(data.info.attributes): a.tables['Attributes: share of images that have each (%)'] = pd.DataFrame({'share':100*np.nanmean(data.attributes, 0), 'known in':(~np.isnan(data.attributes)).sum(0)}, index=data.info.attributes).round(1)
+    if len(data.info.attributes): a.tables['Attributes: share of images that have each (%)'] = pd.DataFrame({'share':100*np.nanmean(data.attributes.astype(float), 0), 'known in':(~np.isnan(data.attributes)).sum(0)}, index=data.info.attributes).round(1)
     _pairs(a, data, thumbs, threshold)
     t = leaks(data)
     if len(t): a.warnings.append(f"groups on two sides of the split: {len(t)} of {data.items.group.nunique()}, with {int(t.to_numpy().sum())} images; use split_groups")
