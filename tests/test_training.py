@@ -141,3 +141,11 @@ def test_pictures_of_every_kind_train(data, channels, kw):
     assert predict(f.learn, 'valid').shape[1]==2+2*(data=='phantom-fundus')
     raw = r.load().tensors(64, ('resize',), channels)
     assert raw.dtype==(torch.float32 if channels==4 else torch.uint8) and (channels!=4 or raw.min()<-1)
+
+def test_a_set_without_a_validation_part():
+    "It is drawn from the training part by group; the test part stays as it came"
+    r = Recipe(data='phantom-texture', data_options=dict(n=90, groups=3, size=16, fractions=(.7,0,.3)), size=16, valid_fraction=.3)
+    d = r.load()
+    assert {'train','valid','test'}==set(d.items.split) and not len(leaks(d)) and (d.items.split=='test').sum()==27
+    assert (r.load().items.split==d.items.split).all() and (r.replace(split_seed=1).load().items.split!=d.items.split).any()
+    with pytest.raises(ArgumentError, match='no official train part'): Recipe(data='phantom-texture', data_options=dict(n=20, fractions=(0,0,1)), size=16).load()

@@ -50,13 +50,13 @@ def _pairs(o):
     "Options as sorted pairs, so that they can be hashed and their order does not matter"
     return tuple(sorted(o.items() if isinstance(o, dict) else (tuple(p) for p in o)))
 
-# %% ../../nbs/lab/00_lab.training.ipynb #d2ffa1c5
+# %% ../../nbs/lab/00_lab.training.ipynb #b4979366
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     "Everything that changes the numbers of a run; hashable, and written into its record"
     data:str # Name of a data set, as in `datasets.load`
     data_options:tuple = () # Options of that data set: a dict or pairs
-    split:str = 'official' # 'official' (the data set's own), 'grouped' (drawn, no patient on two sides) or 'random' (drawn by image: leaks)
+    split:str = 'official' # 'official' (the data set's own; where it has no valid part, that is drawn by group from train), 'grouped' (drawn, no patient on two sides) or 'random' (drawn by image: leaks)
     valid_fraction:float = .2 # Share of the images held out, for a drawn split
     split_seed:int = 0 # Seed of a drawn split; apart from `seed`, so that runs share their cases
     size:int = 224 # Side of the input in pixels
@@ -130,7 +130,7 @@ def replace(self:Recipe,
     "A copy with some fields changed"
     return dataclasses.replace(self, **kw)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #565fdfc5
+# %% ../../nbs/lab/00_lab.training.ipynb #527433b1
 @patch
 def load(self:Recipe,
     root=None, # Folder of the real data sets; default: the environment variable MEDATTN_DATA
@@ -139,8 +139,9 @@ def load(self:Recipe,
     data = datasets.load(self.data, root, **dict(self.data_options))
     if self.split=='official':
         have = set(data.items.split)
-        if not {'train','valid'} <= have: raise ArgumentError('split', 'official', f"{self.data} has no official train and valid parts; use 'grouped'")
-        return data
+        if 'train' not in have: raise ArgumentError('split', 'official', f"{self.data} has no official train part; use 'grouped'")
+        if 'valid' in have: return data
+        return datasets.split_groups(data, {'train':1-self.valid_fraction, 'valid':self.valid_fraction}, seed=self.split_seed, of='train')
     group = data.items.group if self.split=='grouped' else data.items.file
     drawn = datasets.split_groups(Data(data.info, data.items.assign(group=group), data.root, data.reader),
         {'train':1-self.valid_fraction, 'valid':self.valid_fraction}, seed=self.split_seed)
