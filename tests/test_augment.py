@@ -340,6 +340,19 @@ x4,m4 = torch.rand(2,3,14,14),torch.zeros(2,14,14, dtype=torch.bool)
 def test_bad_arguments(f):
     with pytest.raises(ArgumentError): f()
 
+def test_one_name_is_a_recipe():
+    with local_seed('one'): a = augment_batch(x4, 'hflip')
+    with local_seed('one'): assert (a==augment_batch(x4, ['hflip'])).all() and A.check_augment('hflip')==('hflip',)
+    with pytest.raises(ArgumentError, match='got mixup'): augment_batch(x4, 'mixup')
+
+@pytest.mark.parametrize('dtype,ok,bad', [(torch.bool,(0,1,True,False),(-1,2,.5)), (torch.uint8,(0,255),(-1,256,.5)), (torch.int64,(-1,2**40),(.5,)), (torch.float32,(-1,.5,1e9),())])
+def test_fill_has_to_fit_the_map(dtype, ok, bad):
+    "A mask must not become 'lesion' where a rotation left nothing because somebody asked for -1"
+    m = torch.zeros(2,14,14, dtype=dtype)
+    for v in ok: assert augment_pair(x4, ['rotate_always'], m, fill=v)[1].unique().tolist()==sorted({0,torch.tensor(v).to(dtype).item()})
+    for v in bad:
+        with pytest.raises(ArgumentError, match='fill'): augment_pair(x4, ['rotate_always'], m, fill=v)
+
 @pytest.mark.parametrize('f', [lambda: augment_batch(x4[0], []), lambda: augment_batch((x4*255).byte(), []), lambda: augment_pair(x4, [], m4[:1]), lambda: augment_pair(x4, [], m4[...,:9]),
     lambda: augment_pair(x4, [], m4[0]), lambda: augment_pair(x4, [], m4.numpy()), lambda: augment_pair(x4, [], None)])
 def test_bad_shapes(f):

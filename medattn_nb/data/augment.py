@@ -423,14 +423,15 @@ def clahe(
     u = torch.where(q>0, u*(new/v.clamp(min=1/512)), new.to(u.dtype)).clamp(0, 1)
     return _where(d['on'], (lo+(hi-lo)*u).to(x.dtype), x)
 
-# %% ../../nbs/data/25_data.augment.ipynb #cb17f2fe
+# %% ../../nbs/data/25_data.augment.ipynb #ca4a50ab
 def check_augment(
-    names, # Names of augmentations
+    names, # Names of augmentations, or one name
 )->tuple: # The names
     "Raise `ArgumentError` unless all `names` are augmentations"
+    names = (names,) if isinstance(names, str) else tuple(names)
     for o in names:
         if o not in AUGMENTATIONS: raise ArgumentError('augment', o, f"choose from {', '.join(AUGMENTATIONS)}")
-    return tuple(names)
+    return names
 
 # %% ../../nbs/data/25_data.augment.ipynb #5d639128
 def augment_batch(
@@ -441,7 +442,7 @@ def augment_batch(
     "Apply the augmentations called `names` to a batch; raises `ArgumentError` for an unknown name"
     return augment_pair(x, names, limits=limits)[0]
 
-# %% ../../nbs/data/25_data.augment.ipynb #f9ecf637
+# %% ../../nbs/data/25_data.augment.ipynb #44e65b12
 def augment_pair(
     x:Tensor, # Images (B,C,H,W), floating point
     names, # Names of augmentations, applied in order
@@ -453,7 +454,7 @@ def augment_pair(
     check_feature_map(x)
     fill = list(fill) if isinstance(fill, (tuple,list)) else [fill]*len(also)
     if len(fill)!=len(also): raise ArgumentError('fill', fill, f'give one value, or one for each of the {len(also)} maps')
-    for i,o in enumerate(also): _check_map(o, x, f'also[{i}]')
+    for i,(o,v) in enumerate(zip(also, fill)): _check_map(o, x, v, f'also[{i}]')
     for o in check_augment(names):
         f = AUGMENTATIONS[o]
         d = f.draw(x)
@@ -461,8 +462,11 @@ def augment_pair(
         else: x,also = f(x, drawn=d),[f(m, drawn=d, **(dict(nearest=True, fill=v) if f.kind=='sample' else {})) for m,v in zip(also, fill)]
     return x,*also
 
-# %% ../../nbs/data/25_data.augment.ipynb #74e5b3dc
-def _check_map(m, x, name):
-    "Raise `ShapeError` unless `m` lies on the images `x`"
+# %% ../../nbs/data/25_data.augment.ipynb #e0c59f86
+def _check_map(m, x, fill, name):
+    "Raise `ShapeError` unless `m` lies on the images `x`, `ArgumentError` unless its type has the value `fill`"
     if not isinstance(m, Tensor) or m.ndim not in (3,4): raise ShapeError(name, m if isinstance(m, Tensor) else type(m).__name__, 'expected a tensor (B,H,W) or (B,K,H,W)')
     if len(m)!=len(x) or m.shape[-2:]!=x.shape[-2:]: raise ShapeError(name, m, f'expected {len(x)} maps of {x.shape[-2]}x{x.shape[-1]} pixels, as the images')
+    if m.dtype.is_floating_point or m.dtype.is_complex: return
+    low,high = (0,1) if m.dtype==torch.bool else (torch.iinfo(m.dtype).min,torch.iinfo(m.dtype).max)
+    if not (low<=fill<=high and fill==int(fill)): raise ArgumentError('fill', fill, f'{name} is {str(m.dtype)[6:]}, which holds whole numbers from {low} to {high}: give each map a value of its own, as fill=(0,-1)')
