@@ -1,4 +1,5 @@
 "The Cityscapes loader on small scenes in the official layout"
+import shutil
 import numpy as np
 import pytest
 from PIL import Image
@@ -65,6 +66,20 @@ def test_valid_city(root):
     d = load('cityscapes', root, valid_city='ulm')
     assert set(d.items.city[d.items.split=='valid'])=={'ulm'} and (load('cityscapes', root, valid_city=None).items.split!='valid').all()
     with pytest.raises(ArgumentError, match='aachen, bochum, ulm'): load('cityscapes', root, valid_city='frankfurt')
+
+def test_files_that_macos_leaves(root, tmp_path):
+    shutil.copytree(root, tmp_path/'cityscapes')
+    for p in list((tmp_path/'cityscapes').rglob('*.png')): p.with_name('._'+p.name).write_bytes(b'resource fork')
+    assert load('cityscapes', tmp_path).items.equals(load('cityscapes', root).items) and not len(check(tmp_path/'cityscapes'))
+
+def test_a_copy_without_the_city_that_validates(root, tmp_path):
+    "It is a problem of the files, unless the user chose the city"
+    shutil.copytree(root, tmp_path/'cityscapes')
+    shutil.rmtree(tmp_path/'cityscapes/leftImg8bit/train/aachen')
+    t = check(tmp_path/'cityscapes')
+    assert t.file.tolist()==['leftImg8bit/train/aachen'] and "valid_city='bochum'" in t.fix[0] and len(audit('cityscapes', tmp_path).problems)==1
+    with pytest.raises(DataError, match="valid_city='bochum'"): load('cityscapes', tmp_path)
+    assert load('cityscapes', tmp_path, valid_city='ulm').subset('valid').items.city.tolist()==['ulm']*2
 
 @pytest.mark.parametrize('kw', [dict(vehicles=()), dict(vehicles='tram'), dict(size=(0,5)), dict(size=(1,2,3)), dict(size='small'), dict(split='paper')])
 def test_bad_options(root, kw):

@@ -71,10 +71,10 @@ def content(self:Streets,
     "What `Data.fingerprint` hashes"
     return ' '.join(hashlib.sha256(repr((self._sha(f),self.size,how)).encode()).hexdigest() for f,how in ((row.file,''),(row.mask,self.info.values)))
 
-# %% ../../nbs/data/46_data.cityscapes.ipynb #1c708eb4
+# %% ../../nbs/data/46_data.cityscapes.ipynb #502ef524
 def _scenes(root, side, report):
     "Rows of one side, `train` or `val`, whose scene and label numbers are both there"
-    fs = sorted((root/'leftImg8bit'/side).glob('*/*_leftImg8bit.png'))
+    fs = sorted((root/'leftImg8bit'/side).glob('*/[!.]*_leftImg8bit.png'))
     if not fs: report(f'leftImg8bit/{side}', 'no images', f'expected leftImg8bit/{side}/CITY/CITY_*_leftImg8bit.png: unpack leftImg8bit_trainvaltest.zip')
     rows = [dict(file=f.relative_to(root).as_posix(), mask=f'gtFine/{side}/{f.parent.name}/{f.name[:-len("_leftImg8bit.png")]}_gtFine_labelIds.png', city=f.parent.name) for f in fs]
     lost = [o for o in rows if not (root/o['mask']).is_file()]
@@ -108,7 +108,7 @@ def _numbers(vehicles):
     if not names or not set(names)<=set(VEHICLES): raise ArgumentError('vehicles', vehicles, f"choose from {', '.join(VEHICLES)}")
     return tuple(VEHICLES[o] for o in names)
 
-# %% ../../nbs/data/46_data.cityscapes.ipynb #1c74750e
+# %% ../../nbs/data/46_data.cityscapes.ipynb #7c4a4103
 @register_dataset(info)
 def cityscapes(
     root, # The folder with leftImg8bit and gtFine
@@ -123,7 +123,8 @@ def cityscapes(
     rows = [dict(o, split=s) for side,s in (('train','train'),('val','test')) for o in _scenes(root, side, report)]
     df = pd.DataFrame(rows, columns=['file','mask','city','split'])
     cities = sorted(set(df.city[df.split=='train']))
-    if valid_city is not None and cities and valid_city not in cities: raise ArgumentError('valid_city', valid_city, f"choose a city of train: {', '.join(cities)}; or None")
+    if valid_city=='aachen' and cities and valid_city not in cities: report('leftImg8bit/train/aachen', 'no scenes, and this city validates', f"unpack both archives again, or let one of {', '.join(cities)} validate: valid_city='{cities[0]}', or None")
+    elif valid_city is not None and cities and valid_city not in cities: raise ArgumentError('valid_city', valid_city, f"choose a city of train: {', '.join(cities)}; or None")
     df.loc[(df.city==valid_city)&(df.split=='train'),'split'] = 'valid'
     df = df.assign(label=0, group=df.city, order=df.split.map(['train','valid','test'].index)).sort_values(['order','city','file']).drop(columns='order')
     return Data(described, df, root, Streets(root, described, _frame(size), cache))
