@@ -1,5 +1,5 @@
 "Chest X-rays: the pneumonia set in both layouts, persons from names, identical files; the COVID-19 database and its editions"
-import re
+import gc, re, warnings
 import numpy as np
 import pandas as pd
 import pytest
@@ -132,6 +132,15 @@ def test_sheets(tmp_path):
         got = read_sheet(tmp_path/o)
         assert got.columns.tolist()==['FILE NAME','n','URL'] and got['FILE NAME'].tolist()==['a(1)','b'] and got.URL.tolist()==['x',''] and float(got.n[0])==1, o
     assert read_sheet(tmp_path/'t.xlsx').n.tolist()==['1','2.5']
+
+def test_a_sheet_is_closed_after_reading(tmp_path):
+    "An open file cannot be moved or deleted on Windows"
+    pd.DataFrame({'a':[1]}).to_excel(tmp_path/'t.xlsx', index=False)
+    gc.collect()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always', ResourceWarning)
+        read_sheet(tmp_path/'t.xlsx'); gc.collect()
+    assert not [str(o.message) for o in seen if 't.xlsx' in str(o.message)]
 
 @pytest.mark.parametrize('f,content', [('a.xlsx',b'no'), ('a.xls',b'no'), ('a.xlsx',None), ('a.xls',None), ('a.csv',None), ('e.xlsx',b''), ('e.csv',b'')])
 def test_sheets_that_are_none(tmp_path, f, content):

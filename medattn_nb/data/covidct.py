@@ -27,12 +27,18 @@ def _compact(root):
     at = dict(zip(zip(m['class'], m['source_path'].str.rsplit('/', n=1).str[-1]), m['file']))
     return lambda cls,name: at.get((cls,name))
 
-# %% ../../nbs/data/30_data.covidct.ipynb #83f54c03
+# %% ../../nbs/data/30_data.covidct.ipynb #5a191a04
+def _names(p, name, report):
+    "The lines of a split file that are not blank"
+    try: return [o.strip() for o in p.read_text(encoding='utf-8').splitlines() if o.strip()]
+    except ValueError: report(name, 'a file that is no text in UTF-8', 'take it from the repository UCSD-AI4H/COVID-CT again')
+    return []
+
 def _listed(root, cls, side, report):
     "The names in one official split file, in either layout"
     f = f"{dict(valid='val').get(side, side)}CT_{cls}.txt"
     for p in (root/'Data-split'/cls/f,root/'Data-split'/f):
-        if p.is_file(): return [o.strip() for o in p.read_text(encoding='utf-8').splitlines() if o.strip()]
+        if p.is_file(): return _names(p, p.relative_to(root).as_posix(), report)
     report(f'Data-split/{cls}/{f}', 'no split file of this name', 'take the folder Data-split from the repository UCSD-AI4H/COVID-CT')
     return []
 

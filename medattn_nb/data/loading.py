@@ -46,7 +46,7 @@ def _text(v):
     "A cell as text: whole numbers without a point"
     return '' if v is None else str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip()
 
-# %% ../../nbs/data/09_data.loading.ipynb #830f4bdd
+# %% ../../nbs/data/09_data.loading.ipynb #213e950b
 def _cells(p, engine):
     "The rows of the first sheet of an Excel file"
     if engine=='xlrd':
@@ -54,7 +54,9 @@ def _cells(p, engine):
         s = xlrd.open_workbook(p, logfile=io.StringIO()).sheet_by_index(0)
         return [s.row_values(i) for i in range(s.nrows)]
     import openpyxl
-    return [list(o) for o in openpyxl.load_workbook(p, read_only=True, data_only=True).worksheets[0].iter_rows(values_only=True)]
+    b = openpyxl.load_workbook(p, read_only=True, data_only=True)
+    try: return [list(o) for o in b.worksheets[0].iter_rows(values_only=True)]
+    finally: b.close()
 
 # %% ../../nbs/data/09_data.loading.ipynb #ab5e2c49
 def _lines(p):

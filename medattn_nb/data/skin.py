@@ -247,12 +247,14 @@ def _ph2_number(r):
     seen = {dict(zip('123456', _colours)).get(o) for o in r.get('colors', '').split()}
     return dict(r, kind=d, **{f'colour_{k}':'X' if k in seen else '' for k in _colours}) if None not in seen else dict(r, kind=None)
 
-# %% ../../nbs/data/36_data.skin.ipynb #0806e297
+# %% ../../nbs/data/36_data.skin.ipynb #d29f594c
 def _ph2_sheet(path):
     "The rows of PH2_dataset.xlsx, by column name, with names for its crosses"
     try: from openpyxl import load_workbook
     except ImportError: raise MissingPackage('openpyxl', 'not installed', f'{path.name} is a spreadsheet: install it with `pip install openpyxl`, or put PH2_dataset.txt beside it') from None
-    cells = [['' if c is None else str(c).strip() for c in r] for r in load_workbook(path, read_only=True, data_only=True).active.iter_rows(values_only=True)]
+    b = load_workbook(path, read_only=True, data_only=True)
+    try: cells = [['' if c is None else str(c).strip() for c in r] for r in b.active.iter_rows(values_only=True)]
+    finally: b.close()
     at = next((i for i,r in enumerate(cells) if 'image_name' in map(_key, r)), None)
     if at is None: return []
     rows = [dict(zip(map(_key, cells[at]), r)) for r in cells[at+1:]]
