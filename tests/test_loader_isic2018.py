@@ -54,7 +54,7 @@ def test_splits(isic):
     valid = [load('isic-2018-task2', isic, split='folds', fold=f, k=4).items.split=='valid' for f in range(1, 5)]
     assert [o.sum() for o in valid]==[5]*4 and sum(o.astype(int) for o in valid).tolist()==[1]*N
     assert set(load('isic-2018-task2', isic, split='none').items.split)=={''}
-    for o,says in ((dict(split='paper'),'official, grouped, folds, none'), (dict(split='folds', fold=0),'use 1 to 5'), (dict(split='folds', fold=6),'use 1 to 5')):
+    for o,says in ((dict(split='paper'),'official, grouped, folds, none'), (dict(fold=3),"belongs to split='folds'"), (dict(split='none', k=4),"belongs to split='folds'"), (dict(split='folds', fold=0),'use 1 to 5'), (dict(split='folds', fold=6),'use 1 to 5')):
         with pytest.raises(ArgumentError, match=says): load('isic-2018-task2', isic, **o)
 
 def test_other_versions_of_the_ground_truth(isic):

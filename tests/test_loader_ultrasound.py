@@ -266,6 +266,7 @@ def test_layouts_agree(original, tmp_path):
     assert x==y
 
 def test_options(original):
+    with pytest.raises(ArgumentError, match="belongs to split='folds'"): load('hydronephrosis-us', original, fold=3)
     with pytest.raises(ArgumentError, match="fold: got 11"): load('hydronephrosis-us', original, split='folds', fold=11)
     with pytest.raises(ArgumentError, match='choose from grouped, folds, none'): load('hydronephrosis-us', original, split='official')
     assert 'fold' in about('hydronephrosis-us')['options']

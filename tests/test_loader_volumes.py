@@ -176,6 +176,12 @@ def test_nothing_half_written(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='disk full'): stored(tmp_path/'c', 'k', lambda: np.ones(3))
     assert list((tmp_path/'c').iterdir())==[]
 
+def test_a_damaged_cache_file_is_made_again(tmp_path):
+    stored(tmp_path, 'k', lambda: np.arange(1000))
+    for b in (b'',(tmp_path/'k.npy').read_bytes()[:40],(tmp_path/'k.npy').read_bytes()[:300]):
+        (tmp_path/'k.npy').write_bytes(b)
+        assert (stored(tmp_path, 'k', lambda: np.arange(1000))==np.arange(1000)).all() and np.load(tmp_path/'k.npy').sum()==499500
+
 def test_made_once_by_many(tmp_path):
     with ThreadPoolExecutor(8) as ex: got = list(ex.map(lambda i: stored(tmp_path, 'k', lambda: np.arange(1000)), range(32)))
     assert all((o==np.arange(1000)).all() for o in got) and [o.name for o in tmp_path.iterdir()]==['k.npy']
@@ -320,7 +326,7 @@ def test_folds():
     fs = [fold_cases(table(23, grade=lambda g: 'high' if int(g[1:])<15 else 'low'), i, 5, by='grade') for i in range(5)]
     assert all(not len(leaks(o)) for o in fs) and all(sum(o.items.split[i]=='valid' for o in fs)==1 for i in range(len(fs[0])))
     assert all(4<=o.items.group[o.items.split=='valid'].nunique()<=5 for o in fs)
-    for bad in (-1,5):
+    for bad in (-1,5,'0',None):
         with pytest.raises(ArgumentError, match='use 0 to 4'): fold_cases(table(9), bad)
 
 # --- the toy head --------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def _fold(data, k, fold, seed):
     if fold not in range(1, k+1): raise ArgumentError('fold', fold, f'use 1 to {k}')
     return kfold_groups(data, k, seed)[fold-1]
 
-# %% ../../nbs/data/37_data.isic2018.ipynb #46fbc869
+# %% ../../nbs/data/37_data.isic2018.ipynb #c4cab992
 @register_dataset(info)
 def isic2018_task2(
     root, # The folder with both folders of the challenge
@@ -70,6 +70,7 @@ def isic2018_task2(
     seed:int=0, # Chooses split and folds
 )->Data: # Masks in the order of Table 1; extra column `name`
     "Moles with five attributes, in the order of split and name"
+    if split!='folds' and (fold,k)!=(1,5): raise ArgumentError('fold' if fold!=1 else 'k', fold if fold!=1 else k, f"belongs to split='folds', not to split={split!r}")
     root,sides = Path(root),list(_sides)[:3 if split=='official' else 1]
     df = pd.DataFrame([o for s in sides for o in _rows(root, s, report)], columns=['file','label','name','split',*(f'mask:{o}' for o in ATTRIBUTES)])
     about = replace(info, attributes=ATTRIBUTES*attributes, **(_all if split=='official' else {}))

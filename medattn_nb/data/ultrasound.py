@@ -331,7 +331,7 @@ us_info = DataSet('hydronephrosis-us', 'Hydronephrosis in kidney ultrasound, ten
     paper="A stand-in for A-PSPNet's frames, which are not public; no paper reproduced here used it.",
     signs=('data/[0-9]*/abnormal/*_M.jpg','images/fold01/abnormal/h*.jpg'))
 
-# %% ../../nbs/data/40_data.ultrasound.ipynb #d12bc7fd
+# %% ../../nbs/data/40_data.ultrasound.ipynb #46ede992
 @register_dataset(us_info)
 def hydronephrosis_us(
     root, # The authors' repository, or the compact copy with a manifest.csv
@@ -341,6 +341,7 @@ def hydronephrosis_us(
     seed:int=0, # Chooses the split by group where none is suggested
 )->Data: # Extra column `fold`
     "Kidney frames with the dilated collecting system outlined, in the order of fold, class and name"
+    if split!='folds' and fold!=1: raise ArgumentError('fold', fold, f"belongs to split='folds', not to split={split!r}")
     root,compact = Path(root),(Path(root)/'manifest.csv').is_file()
     df = (_us_compact if compact else _us_original)(root, report).sort_values(['fold','kind','file'])
     suggested = df.pop('suggested') if 'suggested' in df else None

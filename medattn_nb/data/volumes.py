@@ -153,22 +153,22 @@ def _sha(path, name):
     try: return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError: raise DataError(name, 'no readable file of this name', 'restore the file or take its case out of the folder') from None
 
-# %% ../../nbs/data/42_data.volumes.ipynb #81164639
+# %% ../../nbs/data/42_data.volumes.ipynb #6d959b35
 def stored(
     folder, # Where prepared arrays are kept; it is made
     key:str, # Names the array
     make, # Called without arguments when the array is not there
 )->np.ndarray: # Mapped into memory, read only
-    "The array `make()`, written once to `folder` and mapped from there afterwards"
+    "The array `make()`, written once to `folder` and mapped from there afterwards; a damaged file is written again"
     p = Path(folder)/f'{key}.npy'
-    if not p.is_file():
-        a = make()
-        p.parent.mkdir(parents=True, exist_ok=True)
-        fd,part = tempfile.mkstemp(suffix='.part', dir=p.parent)
-        try:
-            with os.fdopen(fd, 'wb') as f: np.save(f, a)
-            os.replace(part, p)
-        finally: Path(part).unlink(missing_ok=True)
+    try: return np.load(p, mmap_mode='r')
+    except (FileNotFoundError,ValueError,EOFError): a = make()
+    p.parent.mkdir(parents=True, exist_ok=True)
+    fd,part = tempfile.mkstemp(suffix='.part', dir=p.parent)
+    try:
+        with os.fdopen(fd, 'wb') as f: np.save(f, a)
+        os.replace(part, p)
+    finally: Path(part).unlink(missing_ok=True)
     return np.load(p, mmap_mode='r')
 
 # %% ../../nbs/data/42_data.volumes.ipynb #3271b671
@@ -322,7 +322,7 @@ def slice_table(
     rows = [dict(file=f'{c}#{k:03d}', label=int(px>0), group=c, case=c, slice=k, pixels=px) for o in found if not isinstance(o, DataError) for c,k,px in o]
     return pd.DataFrame(rows, columns=['file','label','group','case','slice','pixels'])
 
-# %% ../../nbs/data/42_data.volumes.ipynb #dca85962
+# %% ../../nbs/data/42_data.volumes.ipynb #58de3627
 def _one_each(data, by):
     "The first row of every group, its label the number of its value in column `by`"
     first = data.items.drop_duplicates('group').sort_values('group')
@@ -348,5 +348,5 @@ def fold_cases(
     by:str|None=None, # A column whose values are shared out alike
 )->Data: # The same items with a new column `split`
     "One fold of a cross-validation over whole groups, each counted once"
-    if not 0<=fold<k: raise ArgumentError('fold', fold, f'use 0 to {k-1}')
+    if fold not in range(k): raise ArgumentError('fold', fold, f'use 0 to {k-1}')
     return _spread(data, kfold_groups(_one_each(data, by), k, seed)[fold])
