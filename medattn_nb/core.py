@@ -70,12 +70,14 @@ def seed_everything(
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     return int(seed)
 
-# %% ../nbs/blocks/00_core.ipynb #bd92f7e3
+# %% ../nbs/blocks/00_core.ipynb #34c018f5
 def derive_seed(
     *parts, # Integers and strings that name the stream, such as `(seed, 'epoch', 7)`
 )->int: # A seed from 0 to 2**32-1
-    "A seed that depends on all of `parts`, in order, and is the same on every machine"
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], 'little')
+    "A seed that depends on all of `parts`, in order, and is the same on every machine; numpy's numbers count as Python's"
+    return int.from_bytes(hashlib.sha256(repr(_plain(parts)).encode()).digest()[:4], 'little')
+
+def _plain(o): return tuple(map(_plain, o)) if isinstance(o, tuple) else o.item() if isinstance(o, np.generic) else o
 
 # %% ../nbs/blocks/00_core.ipynb #ee1e2ff4
 def seed_worker(
