@@ -236,6 +236,11 @@ def test_restore_comes_back_to_the_picture(h, w, H, W, names, floats):
         x = labels(h, w, 3, np.uint8)
         assert (T.restore(T.preprocess_mask(x, names, (H,W)), names, (h,w))==x).all()
 
+@pytest.mark.parametrize('name', ['resize','letterbox','letterbox-grey','crop','centre'])
+def test_no_planes(name):
+    none = T.preprocess_masks(np.zeros((0,9,14), bool), name, 8)
+    assert none.shape==(0,8,8) and T.restore(none, name, (9,14)).shape==(0,9,14) and T.restore(none, name, (9,14)).dtype==bool
+
 def test_restored_prediction_lies_on_the_lesion():
     "A mask and a smooth map of it come back to where the picture has it; the crop fills what it never saw"
     m = np.zeros((50,80), bool); m[10:30,30:50] = True

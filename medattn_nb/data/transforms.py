@@ -248,7 +248,7 @@ def preprocess_masks(
     if not len(masks): return np.zeros((0,*_hw(size)), masks.dtype)
     return np.stack([preprocess_mask(o, names, size) for o in masks])
 
-# %% ../../nbs/data/20_data.transforms.ipynb #60621137
+# %% ../../nbs/data/20_data.transforms.ipynb #4d310d8d
 def restore(
     pred:np.ndarray, # What a network made: masks or labels (`bool`, integers) or `float32` values, `(h,w)` or planes `(K,h,w)`
     names, # The names given to `preprocess`
@@ -258,8 +258,9 @@ def restore(
 )->np.ndarray: # `hw` pixels, in the type of `pred`
     "Bring a prediction back onto the original picture: the inverse of the steps in `names` that move pixels"
     if not isinstance(pred, np.ndarray) or pred.ndim not in (2,3): raise ShapeError('pred', pred if isinstance(pred, np.ndarray) else type(pred).__name__, 'expected an array (h,w) or planes (K,h,w)')
-    if pred.ndim==3: return np.stack([restore(o, names, hw, fill, method) for o in pred])
-    hw,places = _hw(hw, 'hw'),[o for o in _check_steps(names) if o in _places]
+    hw = _hw(hw, 'hw')
+    if pred.ndim==3: return np.stack([restore(o, names, hw, fill, method) for o in pred]) if len(pred) else np.zeros((0,*hw), pred.dtype)
+    places = [o for o in _check_steps(names) if o in _places]
     if pred.dtype!=np.float32: method = 'nearest'
     for i,o in reversed([*enumerate(places)]): pred = _back(o, pred, hw if not i else pred.shape, fill, method)
     return pred
