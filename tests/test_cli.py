@@ -190,6 +190,25 @@ def test_data_check_by_name(sh, tmp_path):
     code,out,err = sh('data check phantom-texture --option sise=32')
     assert code==2 and 'options of phantom-texture' in err
 
+@pytest.mark.parametrize('line,says', [('data check phantom-texture --option size', '--option: got size; write key=value'), ('data check phantom-texture --option n=many', 'n: got many; use a number'),
+    ("data check mine --option 'group=('", 'regular expression'), ('data frames mine mine.txt', 'mine.txt: File exists'), ("data frames videos out --patient '('", 'regular expression')])
+def test_wrong_options_of_data_take_one_line(sh, tmp_path, line, says):
+    (tmp_path/'mine.txt').write_text('')
+    for o in ('mine/a','mine/b','videos'): (tmp_path/o).mkdir(parents=True); picture(tmp_path/o/'x.png')
+    code,out,err = sh(line)
+    assert code in (1,2) and says in err and err.count('\n')==1
+
+def test_data_check_under_the_data_root(sh, tmp_path, monkeypatch):
+    "What `data list` says that loads by its name is checked by its name"
+    for o in 'ab': (tmp_path/'sets/mine'/o).mkdir(parents=True); picture(tmp_path/f'sets/mine/{o}/x.png', 16 if o=='a' else 20)
+    monkeypatch.setenv('MEDATTN_DATA', str(tmp_path/'sets'))
+    code,out,err = sh('data check mine')
+    assert code==0 and '2 images checked' in out
+
+def test_stopping_a_check_speaks_of_no_runs():
+    said = cli._stopped(['data','check','mine'])
+    assert said.startswith('medattn: stopped; to start again: ') and said.endswith('data check mine') and 'finished runs' not in said
+
 def test_data_check_of_nothing(sh):
     code,out,err = sh('data check nowhere')
     assert code==1 and 'nowhere' in out

@@ -1,5 +1,5 @@
 "Data sets: reading pictures, manifests, folders, check, fingerprints, splits, COVID-CT"
-import json, pickle, subprocess, sys
+import json, os, pickle, subprocess, sys, time
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -420,6 +420,11 @@ def test_covid_faults(official):
     (official/'Images-processed').rename(official/'gone')
     assert {'CT_COVID','CT_NonCOVID'}<=set(check(official).file)
 
+def test_covid_split_file_that_is_no_text(official):
+    (official/'Data-split/COVID/testCT_COVID.txt').write_bytes(b'\xff\xfe\xa1')
+    assert check(official).file.tolist()==['Data-split/COVID/testCT_COVID.txt']
+    with pytest.raises(DataError, match='no text in UTF-8'): load('covid-ct', official)
+
 @pytest.mark.parametrize('name,cls,group', [
     ('2020.03.12.20034686-p17-91-1.png','COVID','COVID/2020.03.12.20034686'), ('bmj.m606.full-p4-22%3.png','COVID','COVID/bmj.m606.full'), ('PIIS0140673620303603_5.png','COVID','COVID/PIIS0140673620303603'),
     ('33%1.jpg','NonCOVID','NonCOVID/33%'), ('33_1.jpg','NonCOVID','NonCOVID/33%'), ('33.png','NonCOVID','NonCOVID/33'), ('odd.png','COVID','COVID/odd')])
@@ -547,6 +552,63 @@ def test_a_mask_without_an_image(tmp_path, extra):
 def test_images_without_any_mask(tmp_path):
     pic(tmp_path/'images/a.png'); (tmp_path/'masks').mkdir()
     assert from_folder(tmp_path).mask(0) is None
+
+@pytest.mark.parametrize('images,masks', [('Images','Masks'), ('image','mask'), ('imgs','labels')])
+def test_other_names_for_images_and_masks(tmp_path, images, masks):
+    "They were read as two classes, and nothing was said"
+    for o in (images,masks): pic(tmp_path/o/'a.png')
+    d = from_folder(tmp_path)
+    assert len(d)==1 and d.info.task=='segmentation' and d.mask(0) is not None
+
+def test_a_side_without_masks(tmp_path):
+    for o in ('train/images/a.png','train/masks/a.png','test/images/b.png'): pic(tmp_path/o)
+    d = from_folder(tmp_path)
+    assert d.items.split.tolist()==['test','train'] and d.mask(0) is None and d.mask(1) is not None
+
+@pytest.mark.parametrize('twice', [('masks/a.png','images/a.png','images/a.jpg'), ('masks/a.png','masks/a_mask.png'), ('masks/kidney/a.png','masks/kidney/a_seg.png')])
+def test_two_pictures_of_one_name(tmp_path, twice):
+    "One of them used to disappear"
+    for o in ('images/a.png',*twice): pic(tmp_path/o)
+    t = check(tmp_path)
+    assert len(t)==1 and t.file[0] in twice and 'a second picture' in t.problem[0]
+
+# --- what spreadsheets do ------------------------------------------------------------------------------
+@pytest.mark.parametrize('text', ['file;class;patient\nim/0.png;ill;1,5\n', '\ufefffile;class\r\nim/0.png;ill\r\n', 'file\tclass\nim/0.png\till\n', 'file,class\nim/0.png,ill,\n',
+                                  'file,class\nim/0.png,ill\n,\n\n,\n', 'file,class,mask\n im\\0.png,ill, mask\\0.png \n', 'file,class,mask\nim/0.png,ill\n'])
+def test_spreadsheets(six, text):
+    (six/'excel.csv').write_bytes(text.encode())
+    d = from_manifest(six/'excel.csv')
+    assert d.items.file.tolist()==['im/0.png'] and d.classes==['ill'] and (d.mask(0) is not None)==('mask\\0' in text)
+
+@pytest.mark.parametrize('text,says', [('file,class\nim/0.png,ill\n,well\n', 'no file in line 3'), ('file,class\na,b\nim/0.png,ill,x\n', 'Expected 2 fields in line 3'), ('file,class\nim/0.png,ill,x\n', 'more cells than the first line')])
+def test_a_row_that_is_wrong_has_its_line(six, text, says):
+    (six/'excel.csv').write_text(text)
+    assert any(says in o for o in check(six/'excel.csv').problem)
+
+def test_wrong_layouts_say_what_was_found(tmp_path):
+    for o in ('a','b'): (tmp_path/'scans'/o).mkdir(parents=True); (tmp_path/'scans'/o/'IM1.dcm').write_bytes(b'DICM')
+    pic(tmp_path/'flat/x.png')
+    t = check(tmp_path/'scans')
+    assert all('found IM1.dcm' in o for o in t.problem[:2]) and '.png' in t.fix[0]
+    assert 'found x.png' in check(tmp_path/'flat').problem[0] and 'images and masks' in check(tmp_path/'flat').fix[0]
+    assert check(tmp_path/'flat/x.png').problem[0]=='a picture'
+
+def test_a_pattern_that_is_none(sorted_):
+    with pytest.raises(ArgumentError, match='group: .*regular expression'): from_folder(sorted_, group='(')
+
+def test_one_structure_by_its_name(six):
+    d = from_manifest(six, masks='kidney')
+    assert d.info.masks==('kidney',) and d.info.values==((1,),)
+
+def test_an_error_ends_the_other_threads():
+    "Ctrl-C in a large set used to wait until every picture was read"
+    from medattn_nb.data.datasets import _each
+    done = []
+    def f(i):
+        if i==0: raise ZeroDivisionError
+        time.sleep(.002); done.append(i)
+    with pytest.raises(ZeroDivisionError): _each(f, 4000)
+    assert len(done)<1000 or (os.cpu_count() or 1)<2
 
 # --- float pictures and readers of one's own -----------------------------------------------------------
 class Ramp:

@@ -123,6 +123,36 @@ def test_each_problem_is_told(folder, spoil, file, says):
     a = audit(folder)
     assert len(a.problems)==1 and a.problems[0][0]==file and says in a.problems[0][1] and file in str(a)
 
+def test_masks_with_colours_or_soft_edges(folder):
+    for i in range(3): Image.fromarray(np.repeat(np.uint8([[0,255]] if i==0 else [[0,60,120,180,240]]), 50 if i==0 else 10, 1)[:,:50].repeat(40, 0)).save(folder/f'm{i}.png')
+    edit(folder, lambda t: t.__setitem__('mask', [f'm{i}.png' if i<3 else '' for i in range(12)]))
+    a = audit(folder)
+    assert [o for o in a.warnings if 'more than two values: 2 of 3' in o and 'm1.png' in o]
+    assert not audit(folder, masks={'a':60,'b':[120,180]}).warnings and audit(folder, masks='a,b').tables['Outlined structures'].index.tolist()==['a','b']
+
+def test_a_patient_that_is_not_filled_in(folder):
+    edit(folder, lambda t: t.__setitem__('patient', ['']+list(t['patient'][1:])))
+    assert audit(folder).warnings==['images without a patient: 1 of 12, such as im/0.png; each counts as a patient of its own']
+
+def test_formats_that_are_passed_over(tmp_path):
+    for o in ('a','b'): (tmp_path/o).mkdir(); Image.fromarray(noise(ord(o))).save(tmp_path/o/'x.png'); (tmp_path/o/'.DS_Store').write_text('')
+    assert not audit(tmp_path).warnings
+    (tmp_path/'a/IM1.dcm').write_bytes(b'DICM'); (tmp_path/'b/readme.txt').write_text('')
+    a, = audit(tmp_path).warnings
+    assert 'passed over: 1, such as a/IM1.dcm' in a
+
+def test_options_and_root_of_a_path(folder):
+    "Both used to be ignored without a word"
+    edit(folder, lambda t: t.__setitem__('site', ['s0']*12))
+    assert audit(folder, group='site').warnings==['groups on two sides of the split: 1 of 1, with 12 images; use split_groups']
+    with pytest.raises(ArgumentError, match='sise: .*options of a manifest: .*group'): audit(folder, sise='site')
+    for what,root in ((folder.name,folder.parent), (folder.name,folder), (folder,None)): assert audit(what, root).images==12
+    assert 'nothing of this name' in audit(folder.name, folder/'im').problems[0][1]
+
+def test_attribute_that_nobody_knows(folder, recwarn):
+    edit(folder, lambda t: t.__setitem__('has:hair', ['']*12))
+    assert audit(folder).tables['Attributes: share of images that have each (%)'].loc['hair','known in']==0 and not list(recwarn)
+
 def test_several_sets(folder):
     (folder.parent/'other').mkdir()
     for o in ('a','b'): (folder.parent/'other'/o).mkdir(); Image.fromarray(noise(5)).save(folder.parent/'other'/o/'x.png')

@@ -9,11 +9,12 @@ __all__ = ['SPLITS', 'read_image', 'read_mask', 'read_planes', 'DataSet', 'Files
            'from_manifest', 'from_folder', 'register_dataset', 'load', 'available', 'about', 'check', 'split_groups',
            'leaks', 'check_leak', 'kfold_groups']
 
-# %% ../../nbs/data/00_data.datasets.ipynb #1afbc118
-import hashlib,importlib,inspect,os,pkgutil,re
+# %% ../../nbs/data/00_data.datasets.ipynb #36582ff0
+import hashlib,importlib,inspect,io,os,pkgutil,re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict,dataclass,replace
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 import numpy as np
 import pandas as pd
@@ -295,13 +296,16 @@ def describe(self:Data)->pd.DataFrame: # Rows: splits; columns: classes and thei
     t['all'] = t.sum(axis=1)
     return t.rename_axis(index='split', columns='class')
 
-# %% ../../nbs/data/00_data.datasets.ipynb #36ff8cd7
+# %% ../../nbs/data/00_data.datasets.ipynb #1ce3b1a1
 def _each(f, n):
     "`[f(0), ..., f(n-1)]`, by threads that take a stretch each; the first failing index raises"
     k = min(8, os.cpu_count() or 1, n//16)
     if k<2: return [f(i) for i in range(n)]
     cuts = np.linspace(0, n, k+1).astype(int)
-    with ThreadPoolExecutor(k) as ex: parts = list(ex.map(lambda ab: [f(i) for i in range(*ab)], zip(cuts, cuts[1:])))
+    stop = Event()
+    with ThreadPoolExecutor(k) as ex:
+        try: parts = list(ex.map(lambda ab: [f(i) for i in range(*ab) if not stop.is_set()], zip(cuts, cuts[1:])))
+        finally: stop.set() # an error or Ctrl-C ends the other threads too
     return [o for p in parts for o in p]
 
 # %% ../../nbs/data/00_data.datasets.ipynb #d83183d7
@@ -374,13 +378,24 @@ def split_name(
     "The name used here for a split"
     return _sides.get(str(name).strip().lower())
 
-# %% ../../nbs/data/00_data.datasets.ipynb #c5a2c55f
+# %% ../../nbs/data/00_data.datasets.ipynb #ed8c255b
+def _cells(t):
+    "Comma, semicolon or tab separated text as columns; raises `ValueError` for a row longer than the first"
+    df = pd.read_csv(io.StringIO(t), sep=max(',;\t', key=t.split('\n', 1)[0].count), dtype=str, keep_default_na=False)
+    n,names = len(df.columns),df.columns.str.strip()
+    if not isinstance(df.index, pd.RangeIndex): df = df.reset_index() # pandas makes an index of what is longer than the first line
+    df = df.fillna('')
+    if (df.iloc[:,n:]!='').any(axis=None): raise ValueError('rows with more cells than the first line')
+    df = df.iloc[:,:n].set_axis(names, axis=1)
+    return df[(df!='').any(axis=1)]
+
+# %% ../../nbs/data/00_data.datasets.ipynb #313eb005
 def _table(p):
     "A manifest as text columns"
-    try: df = pd.read_csv(p, dtype=str, keep_default_na=False, encoding='utf-8-sig')
+    try: df = _cells(p.read_text(encoding='utf-8-sig'))
     except FileNotFoundError: raise DataError(str(p), 'no manifest of this name', 'write one with the columns file and label, or use from_folder') from None
-    except (pd.errors.ParserError,pd.errors.EmptyDataError,UnicodeDecodeError) as e: raise DataError(str(p), 'a file that is no comma-separated table', f'save it as CSV in UTF-8 ({type(e).__name__})') from e
-    df.columns = df.columns.str.strip()
+    except UnicodeDecodeError: raise DataError(str(p), 'a file that is no text in UTF-8', "save the table as 'CSV UTF-8'") from None
+    except ValueError as e: raise DataError(str(p), f"a file that is no comma-separated table ({str(e).split('C error: ')[-1].strip()})", 'mend that line, or save the table as CSV in UTF-8 again') from e
     if 'file' not in df or not any(re.match('(label|class|mask)$|(mask|has):.', o) for o in df): raise DataError(p.name, f"columns {', '.join(df)}", 'needs a column file, and a column label or class (or mask, mask:NAME, has:NAME)')
     df['file'] = df['file'].str.strip().str.replace('\\', '/')
     return df
@@ -449,14 +464,17 @@ def _numbers(s):
     n = pd.to_numeric(s.replace('', np.nan), errors='coerce')
     return n if n.notna().sum()==(s!='').sum() and n.notna().any() else s
 
-# %% ../../nbs/data/00_data.datasets.ipynb #07b69ab1
+# %% ../../nbs/data/00_data.datasets.ipynb #aee72bdc
 def _colour(o):
     "A plane's value as it is compared: '#rrggbb' becomes `(r,g,b)`"
     return tuple(bytes.fromhex(o[1:])) if isinstance(o, str) and re.fullmatch('#[0-9a-fA-F]{6}', o) else o
 
+def _listed(o): return tuple(s.strip() for s in o.split(',')) if isinstance(o, str) else o
+
 def _planes(masks):
     "Names and values of the planes in an index file"
     if not masks: return (),()
+    masks = _listed(masks)
     d = dict(masks) if isinstance(masks, dict) else {o:i for i,o in enumerate(masks, 1)}
     vs = [tuple(map(_colour, o)) if isinstance(o, (list,set,range)) else (_colour(o),) for o in d.values()]
     bad = next((o for v in vs for o in v if not (isinstance(o, int) and o>=0 or isinstance(o, tuple) and len(o)==3)), None)
@@ -492,23 +510,25 @@ def _about(df, classless, masks, missing):
     task = 'classification' if not classless else 'segmentation' if several or 'mask' in df else 'multilabel'
     return dict(masks=several or names, values=values, attributes=has, missing=missing, task=task)
 
-# %% ../../nbs/data/00_data.datasets.ipynb #817b284e
+# %% ../../nbs/data/00_data.datasets.ipynb #0dd57aaa
 def _manifest(path, report, classes=None, group=None, split=None, rows=None, masks=None, missing='unknown'):
     "`Data` from a manifest; what is wrong goes to `report`, and its rows are left out"
     p = Path(path)
     p = p/'manifest.csv' if p.is_dir() else p
     df = _table(p)
     for k,v in (rows or {}).items(): df = df[df[_column(df, k, (), 'rows')]==str(v)]
+    for i in df.index[df['file']=='']: report(p.name, f'no file in line {i+2}', 'name the image or take the line out')
+    df = df[df['file']!='']
     twice = df['file'].duplicated(keep=False)
     for f,g in df[twice].groupby('file'): report(f, f"{len(g)} rows (lines {', '.join(str(i+2) for i in g.index)})", 'keep one of them')
     df = df[~df['file'].duplicated()]
     about = _about(df, not {'class','label'}&set(df), masks, missing)
-    name,classes = _classes(df, classes, p.name, report)
+    name,classes = _classes(df, _listed(classes), p.name, report)
     c = _column(df, group, _groups, 'group')
     g = df[c].str.strip() if c else df['file']
     df = df.assign(**{'class':name}, group=g.where(g!='', df['file']), split=_splits(df, split, p.name, report))[name!='']
     df = df.assign(label=[classes.index(o) for o in df['class']])
-    for o in [o for o in df if o not in _columns]: df[o] = _flags(df, o, report) if o.startswith('has:') else df[o].str.strip().str.replace('\\', '/') if o.startswith('mask:') else _numbers(df[o])
+    for o in [o for o in df if o=='mask' or o not in _columns]: df[o] = _flags(df, o, report) if o.startswith('has:') else df[o].str.strip().str.replace('\\', '/') if o=='mask' or o.startswith('mask:') else _numbers(df[o])
     return _own(p.parent, df, classes, **about)
 
 # %% ../../nbs/data/00_data.datasets.ipynb #5a52a39e
@@ -562,64 +582,86 @@ def _pictures(p, deep=True):
     "The image files in `p`, hidden ones left out, in order"
     return sorted(o for o in (p.rglob('*') if deep else p.glob('*')) if o.suffix.lower() in _suffixes and not o.name.startswith('.'))
 
+# %% ../../nbs/data/00_data.datasets.ipynb #14d180e2
+def _contents(p, most=6):
+    "What lies in folder `p`, as text"
+    if not p.is_dir(): return 'nothing: it is no folder'
+    names = sorted(o.name+'/'*o.is_dir() for o in p.iterdir() if not o.name.startswith('.'))
+    return ', '.join(names[:most])+f' and {len(names)-most} more'*(len(names)>most) or 'nothing'
+
 # %% ../../nbs/data/00_data.datasets.ipynb #37cfb4fe
 def _subfolders(p): return sorted(o for o in p.iterdir() if o.is_dir() and not o.name.startswith(('.','__')))
 
-# %% ../../nbs/data/00_data.datasets.ipynb #63bc5d5b
+# %% ../../nbs/data/00_data.datasets.ipynb #31c20089
 def _class_folders(p):
     "The split and the path of every class folder in `p`, and the folders where no image should lie"
     tops = _subfolders(p)
     sides = [bool(split_name(o.name)) for o in tops]
-    if not tops: raise DataError(str(p), 'no folders inside', 'put the images of each class into a folder of its own, or write a manifest.csv')
+    if not tops: raise DataError(str(p), f'no folders inside, found {_contents(p)}', 'expected a folder for each class, or the folders images and masks, or a manifest.csv')
     if any(sides) and not all(sides): raise DataError(str(p), f"folders {', '.join(o.name for o in tops)}", 'use either split folders or class folders at the top')
     if all(sides): return [(split_name(o.name),q) for o in tops for q in _subfolders(o)],[p,*tops]
     return [('',o) for o in tops],[p]
 
-# %% ../../nbs/data/00_data.datasets.ipynb #25052072
+# %% ../../nbs/data/00_data.datasets.ipynb #1f5068c5
 def _group_of(files, pattern, report):
     "The first bracket of `pattern` in each path; without a pattern the path itself"
+    try: re.compile(pattern or '')
+    except re.error as e: raise ArgumentError('group', pattern, f"use a regular expression that has the patient in brackets, as r'(patient[0-9]+)' ({e})") from None
     def one(f):
         m = re.search(pattern, f)
         if not m: report(f, f'no match for the group pattern {pattern!r}', 'change the pattern or rename the file')
         return (m[1] if m.re.groups else m[0]) if m else f
     return [one(o) if pattern else o for o in files]
 
-# %% ../../nbs/data/00_data.datasets.ipynb #93ab98d3
+# %% ../../nbs/data/00_data.datasets.ipynb #6a2a8295
 def _folder(path, report, classes=None, group=None):
     "`Data` from class folders, or split folders with class folders in them"
     p = Path(path)
     if not p.is_dir(): raise DataError(str(p), 'no folder of this name', 'give the folder that has one folder a class')
-    found,above = _class_folders(p)
+    (found,above),classes = _class_folders(p),_listed(classes)
     for o in above:
         for f in _pictures(o, deep=False): report(f.relative_to(p).as_posix(), 'an image outside the class folders', 'move it into the folder of its class')
     df = pd.DataFrame([dict(file=f.relative_to(p).as_posix(), split=s, **{'class':q.name}) for s,q in found for f in _pictures(q)], columns=['file','split','class'])
     names = tuple(classes or sorted({q.name for _,q in found}, key=_natural))
     for o in names:
-        if not (df['class']==o).any(): report(o, 'a class folder with no images', 'add images or remove the folder')
+        if not (df['class']==o).any(): report(o, f"a class folder with no images, found {next((_contents(q) for _,q in found if q.name==o), 'no such folder')}", f"add files that end in {', '.join(sorted(_suffixes))}, or remove the folder")
     for o in sorted({q.name for _,q in found}-set(names)): report(o, 'a class folder not in classes', f"classes are {', '.join(names)}")
     df = df[df['class'].isin(names)]
     return _own(p, df.assign(label=[names.index(o) for o in df['class']], group=_group_of(df['file'], group, report)), names)
 
-# %% ../../nbs/data/00_data.datasets.ipynb #44011d28
-def _paired(p): return any((o/'images').is_dir() and (o/'masks').is_dir() for o in ([p,*(q for q in _subfolders(p) if split_name(q.name))] if p.is_dir() else ()))
+# %% ../../nbs/data/00_data.datasets.ipynb #681c1e31
+def _two(q):
+    "The folders of pictures and of masks in `q`, `None` for one that is not there"
+    fs = {o.name.lower():o for o in reversed(_subfolders(q))}
+    return [next((fs[k] for k in names if k in fs), None) for names in (('images','image','imgs','img'),('masks','mask','labels','label','segmentations','segmentation'))]
+
+def _paired(p): return p.is_dir() and any(all(_two(o)) for o in [p,*(q for q in _subfolders(p) if split_name(q.name))])
 
 def _key(f, folder): return re.sub('[_-](mask|seg|segmentation|label)$', '', f.relative_to(folder).with_suffix('').as_posix(), flags=re.I)
 
-def _partners(q):
-    "Column -> name -> mask file, for the folder `q` that has images and masks"
-    keys = {_key(o, q/'images') for o in _pictures(q/'images')}
-    one = {_key(o, q/'masks'):o for o in _pictures(q/'masks')}
-    return {'mask':one} if keys&one.keys() else {f'mask:{o.name}':{_key(f, o):f for f in _pictures(o)} for o in _subfolders(q/'masks')} or {'mask':one}
+def _by_key(folder, p, report):
+    "Name -> picture; a second one of that name is told"
+    out = {}
+    for f in _pictures(folder) if folder else ():
+        o = out.setdefault(_key(f, folder), f)
+        if o is not f: report(f.relative_to(p).as_posix(), f'a second picture beside {o.relative_to(p).as_posix()}', 'keep one of them, or give it another name')
+    return out
 
-# %% ../../nbs/data/00_data.datasets.ipynb #b536fc6c
+def _partners(keys, masks, p, report):
+    "Column -> name -> mask file, for the folder `masks` of images that are called `keys`"
+    several = _subfolders(masks) if masks and not keys&{_key(o, masks) for o in _pictures(masks)} else ()
+    return {f'mask:{o.name}':_by_key(o, p, report) for o in several} or {'mask':_by_key(masks, p, report)}
+
+# %% ../../nbs/data/00_data.datasets.ipynb #b343f27f
 def _pairs(p, report, group=None, masks=None, missing='unknown'):
     "`Data` from images and masks folders; a mask without an image is a problem, an image without a mask is not"
     rows = []
     for s,q in [(split_name(o.name),o) for o in _subfolders(p) if split_name(o.name)] or [('',p)]:
-        at = _partners(q)
-        keys = {_key(f, q/'images'):f for f in _pictures(q/'images')}
+        images,segs = _two(q)
+        keys = _by_key(images, p, report)
+        at = _partners(keys.keys(), segs, p, report)
         for c,d in at.items():
-            for k in sorted(d.keys()-keys.keys()): report(d[k].relative_to(p).as_posix(), 'a mask without an image', 'give both the same name, or remove it')
+            for k in sorted(d.keys()-keys.keys()): report(d[k].relative_to(p).as_posix(), 'a mask without an image', 'give both the same name (and folder, below images and masks), or remove it')
         rows += [dict(file=f.relative_to(p).as_posix(), split=s, **{c:d[k].relative_to(p).as_posix() if k in d else None for c,d in at.items()}) for k,f in keys.items()]
     df = pd.DataFrame(rows, columns=None if rows else ['file'])
     return _own(p, df.assign(label=0, group=_group_of(df['file'], group, report)), ('image',), **_about(df, True, masks, missing))
@@ -666,7 +708,7 @@ def _base(root):
     root = root or os.environ.get('MEDATTN_DATA')
     return Path(root).expanduser() if root else None
 
-# %% ../../nbs/data/00_data.datasets.ipynb #7a621537
+# %% ../../nbs/data/00_data.datasets.ipynb #9308755a
 def _locate(info, root):
     "The folder of a data set: under `root` (or MEDATTN_DATA) by its name, or `root` itself"
     base = _base(root)
@@ -676,12 +718,6 @@ def _locate(info, root):
     if (base/info.name).is_dir(): raise DataError(info.name, 'a folder without its files', f"looked in {base/info.name} for {' or '.join(info.signs)}, found {_contents(base/info.name)}. {info.how_to_get}")
     raise DataError(info.name, 'no such data set there', f'looked for {base/info.name}, and in {base} itself, which holds {_contents(base)}. {info.how_to_get}')
 
-def _contents(p, most=6):
-    "What lies in folder `p`, as text"
-    if not p.is_dir(): return 'nothing: it is no folder'
-    names = sorted(o.name+'/'*o.is_dir() for o in p.iterdir() if not o.name.startswith('.'))
-    return ', '.join(names[:most])+f' and {len(names)-most} more'*(len(names)>most) or 'nothing'
-
 # %% ../../nbs/data/00_data.datasets.ipynb #8c219da9
 def _unregistered(name, base, options):
     "A folder under `base` with a manifest.csv"
@@ -689,7 +725,7 @@ def _unregistered(name, base, options):
         if o.name==name and (o/'manifest.csv').is_file(): return from_manifest(o, **options)
     raise ArgumentError('name', name, f"choose one of {', '.join(sorted(_registry))}, or a folder with a manifest.csv under MEDATTN_DATA")
 
-# %% ../../nbs/data/00_data.datasets.ipynb #9a976be6
+# %% ../../nbs/data/00_data.datasets.ipynb #9858006a
 def load(
     name:str, # A registered name (see `available`), or a folder under MEDATTN_DATA that has a manifest.csv
     root=None, # The folder that holds the data sets, or the data set's own; default: the environment variable MEDATTN_DATA
@@ -703,10 +739,15 @@ def load(
 def _make(name, root, report, options):
     "The registered set called `name`, its files not looked at; raises `ArgumentError` for an unknown option"
     info,fn = _registry[name]
-    known = list(inspect.signature(fn).parameters)[2:]
-    for o in options:
-        if o not in known: raise ArgumentError(o, options[o], f"options of {name}: {', '.join(known) or 'none'}")
+    _check_options(name, fn, options)
     return fn(None if info.synthetic else _locate(info, root), report, **options)
+
+def _check_options(name, fn, options):
+    "Raise `ArgumentError` for an option that the loader `fn` has not, and for text in the place of a number"
+    known = {k:o.annotation for k,o in list(inspect.signature(fn).parameters.items())[2:]}
+    for o,v in options.items():
+        if o not in known: raise ArgumentError(o, v, f"options of {name}: {', '.join(known) or 'none'}")
+        if known[o] in (int,float) and isinstance(v, str): raise ArgumentError(o, v, 'use a number')
 
 # %% ../../nbs/data/00_data.datasets.ipynb #13ae3ca1
 def available(
@@ -733,23 +774,34 @@ def about(
     d['options'] = ', '.join(str(o) for o in list(inspect.signature(fn).parameters.values())[2:])
     return pd.Series({k.replace('_',' '):', '.join(map(str, v)) if isinstance(v, tuple) else str(v) for k,v in d.items() if v not in (None,'',(),'uint8')}, name=name)
 
-# %% ../../nbs/data/00_data.datasets.ipynb #dd32b72a
+# %% ../../nbs/data/00_data.datasets.ipynb #3b8f653f
 def _inside(report, folder): return lambda file,*a: report(f'{folder}/{file}', *a)
 
-def _scan(p, report):
+def _scan(p, report, options=None):
     "The data sets in folder (or manifest) `p`, each with what to tell about its files"
     if not p.exists(): raise DataError(str(p), 'nothing of this name', 'give a folder of images or a manifest.csv')
-    fn = next((f for o,f in _discover().values() if _is_at(o, p)), None)
+    if p.is_file() and p.suffix.lower() in _suffixes: raise DataError(str(p), 'a picture', 'give the folder that it lies in, or a manifest.csv')
+    options = options or {}
+    def made(name, f):
+        _check_options(name, f, options)
+        return [(f(p, report, **options),report)]
+    of,fn = next(((o.name,f) for o,f in _discover().values() if _is_at(o, p)), ('',None))
     inner = [o for o in _subfolders(p) if (o/'manifest.csv').is_file() or any(_is_at(i, o) for i,_ in _registry.values())] if p.is_dir() else []
-    if fn: return [(fn(p, report),report)]
-    if p.is_file() or (p/'manifest.csv').is_file(): return [(_manifest(p, report),report)]
-    if inner: return [d for o in inner for d in _scan(o, _inside(report, o.name))]
-    return [((_pairs if _paired(p) else _folder)(p, report),report)]
+    if fn: return made(of, fn)
+    if p.is_file() or (p/'manifest.csv').is_file(): return made('a manifest', _manifest)
+    if inner: return [d for o in inner for d in _scan(o, _inside(report, o.name), options)]
+    return made('images and masks', _pairs) if _paired(p) else made('class folders', _folder)
 
-# %% ../../nbs/data/00_data.datasets.ipynb #bb4d09ae
+# %% ../../nbs/data/00_data.datasets.ipynb #e030c4bf
 def _found(what, root, report, options):
     "The data sets that a registered name or a path means, each with what to tell about its files"
-    return [(_make(str(what), root, report, options),report)] if str(what) in _discover() else _scan(Path(what), report)
+    return [(_make(str(what), root, report, options),report)] if str(what) in _discover() else _scan(_place(Path(what).expanduser(), root), report, options)
+
+def _place(p, root):
+    "Where the path `p` is: as it stands, or under `root` (or MEDATTN_DATA), which may also be the folder itself"
+    base = _base(root)
+    if base is None or not root and p.exists(): return p
+    return next((o for o in (base/p,base) if o.exists() and o.name==p.name), base/p if root else p)
 
 # %% ../../nbs/data/00_data.datasets.ipynb #dd62d3ce
 def check(

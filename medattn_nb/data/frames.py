@@ -114,11 +114,11 @@ _videos = {'.avi','.mp4','.m4v','.mov','.mkv','.mpg','.mpeg','.wmv','.webm','.ts
 # %% ../../nbs/data/48_data.frames.ipynb #6ef5379d
 def _plain(s): return re.sub(r'[^\w.-]+', '_', s)
 
-# %% ../../nbs/data/48_data.frames.ipynb #95ff44b8
+# %% ../../nbs/data/48_data.frames.ipynb #0c8f08b4
 def _patient(f, group):
     "The patient that the video `f` shows"
     if group: return _group_of([f], group, _raise)[0]
-    if '/' not in f: raise DataError(f, 'a video in no folder', 'put the videos of each patient into a folder of their own, or give a pattern for the patient with group=')
+    if '/' not in f: raise DataError(f, 'a video in no folder', 'put the videos of each patient into a folder of their own, or give a pattern for the patient with group= (--patient)')
     return f.split('/')[0]
 
 # %% ../../nbs/data/48_data.frames.ipynb #c8f8fa5f
@@ -276,7 +276,7 @@ def _mask_of(out, f, labels, other):
     _save_index(out/mask, m)
     return mask
 
-# %% ../../nbs/data/48_data.frames.ipynb #67a80b87
+# %% ../../nbs/data/48_data.frames.ipynb #fa3d87a3
 def label_frames(
     out, # The folder that `extract_frames` wrote to, with Labelme files beside the frames
     labels, # Names of the structures in order, as for `labelme_masks`; at most 7
@@ -286,7 +286,7 @@ def label_frames(
 ): # `Data` for segmentation, groups by patient; frames that nobody outlined have no mask
     "Turn Labelme outlines into index masks and load the frames with them"
     out,report,names = Path(out),report or _raise,(labels,) if isinstance(labels, str) else tuple(labels)
-    if not 0<len(names)<=7: raise ArgumentError('labels', labels, 'name 1 to 7 structures')
+    if not 0<len(names)<=7 or '' in names or len(set(names))<len(names): raise ArgumentError('labels', labels, 'name 1 to 7 structures, each once')
     log,masks = _read_log(out),{}
     if not len(log): raise DataError(str(out), 'no frames', 'make them with extract_frames')
     kept = log.file[log.kept==1]

@@ -7,7 +7,7 @@ Docs: https://medattn.github.io/medattn_nb/data/data.quality.html.md"""
 # %% auto #0
 __all__ = ['thumbnail', 'twins', 'near_groups', 'mask_statistics', 'survey', 'Audit', 'audits', 'audit']
 
-# %% ../../nbs/data/05_data.quality.ipynb #35a2d049
+# %% ../../nbs/data/05_data.quality.ipynb #bfd9fa43
 from dataclasses import dataclass,field
 from pathlib import Path
 import numpy as np
@@ -18,7 +18,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from ..core import ArgumentError,DataError
 from . import datasets
-from .datasets import SPLITS,Data,_each,leaks
+from .datasets import SPLITS,Data,Files,_each,leaks
 from .transforms import to_grey
 
 # %% ../../nbs/data/05_data.quality.ipynb #66678ffb
@@ -188,24 +188,51 @@ def _pairs(a, data, thumbs, threshold):
         k = np.flatnonzero(cls[i]!=cls[j])
         if len(k): a.warnings.append(f"{what} pairs that carry two classes: {len(k)}, such as {data.items.file[i[k[0]]]} ({cls[i[k[0]]]}) and {data.items.file[j[k[0]]]} ({cls[j[k[0]]]})")
 
-# %% ../../nbs/data/05_data.quality.ipynb #032e0b46
+# %% ../../nbs/data/05_data.quality.ipynb #a932a3d0
+_known = {'.csv','.tsv','.xlsx','.xls','.txt','.md','.json','.pdf','.html','.db','.ini'}
+
+def _left(root, named):
+    "Files in `root` of a format that is not read here and may hold pictures"
+    return sorted(f for o in root.rglob('*') if (f:=o.relative_to(root)).suffix.lower() not in _known|datasets._suffixes and o not in named and not any(p[0] in '._' for p in f.parts) and o.is_file())
+
+def _values(f):
+    "Does the mask file `f` have more than two values? `None` where it cannot be read; a JPEG never has two"
+    try:
+        with Image.open(f) as im: return im.format!='JPEG' and im.getcolors(2) is None
+    except (OSError,SyntaxError,ValueError,Image.DecompressionBombError): return None
+
+# %% ../../nbs/data/05_data.quality.ipynb #b0c1b52a
+def _own_folder(a, data, most=50):
+    "Warnings about a folder of somebody's own"
+    it,paths = data.items,[o for o in data.items if o in ('file','mask') or o.startswith('mask:')]
+    if data.info.name in datasets._registry or data.root is None or type(data.reader) is not Files: return
+    masks = [o for c in paths[1:] for o in it[c] if o]
+    odd = [] if data.info.values else [o for o in masks[:most] if _values(data.root/o)]
+    if odd: a.warnings.append(f"masks with more than two values: {len(odd)} of {len(masks[:most])} looked at, such as {odd[0]}; whatever is not zero counts as outlined: name the structures with masks=, or make soft edges 0 and 255")
+    alone = int((it.group==it.file).sum())
+    if 0<alone<len(it): a.warnings.append(f'images without a patient: {alone} of {len(it)}, such as {it.file[(it.group==it.file).argmax()]}; each counts as a patient of its own')
+    left = [] if any(data.root.glob('*.csv')) else _left(data.root, {data.root/o for c in paths for o in it[c] if o})
+    if left: a.warnings.append(f"files that were passed over: {len(left)}, such as {left[0].as_posix()}; save pictures as one of {', '.join(sorted(datasets._suffixes))}")
+
+# %% ../../nbs/data/05_data.quality.ipynb #e61f5a4f
 def _audit(a, data, report, threshold):
     "Fill in `a`"
     seen,thumbs,outlined = survey(data, report)
     _count(a, data); _sizes(a, data, seen)
     if any(o is not None for o in outlined): a.tables['Outlined structures'] = _mask_table(outlined, _plane_names(data)).round(2).rename_axis(None)
-    if len(data.info.attributes): a.tables['Attributes: share of images that have each (%)'] = pd.DataFrame({'share':100*np.nanmean(data.attributes.astype(float), 0), 'known in':(~np.isnan(data.attributes)).sum(0)}, index=data.info.attributes).round(1)
+    if len(data.info.attributes): a.tables['Attributes: share of images that have each (%)'] = pd.DataFrame({'share':100*pd.DataFrame(data.attributes.astype(float)).mean().to_numpy(), 'known in':(~np.isnan(data.attributes)).sum(0)}, index=data.info.attributes).round(1)
     _pairs(a, data, thumbs, threshold)
     t = leaks(data)
     if len(t): a.warnings.append(f"groups on two sides of the split: {len(t)} of {data.items.group.nunique()}, with {int(t.to_numpy().sum())} images; use split_groups")
+    _own_folder(a, data)
     return a
 
-# %% ../../nbs/data/05_data.quality.ipynb #c53cc516
+# %% ../../nbs/data/05_data.quality.ipynb #90788f44
 def audits(
     what, # `Data`, the name of a registered set, or a path as for `check`, which may hold several sets
-    root=None, # Where to look for a registered set, as for `load`
+    root=None, # Where to look for it, as for `load`
     threshold:float=.995, # Thumbnail correlation above which two pictures are nearly the same
-    **options, # For the loader of a registered set
+    **options, # For the loader, or as for `from_manifest` or `from_folder`
 )->list: # One `Audit` a set
     "Read whole data sets once and say what they hold and what is wrong with them; a wrong layout is a problem, not an exception"
     said = []
@@ -220,12 +247,12 @@ def audits(
         out.append(a)
     return out
 
-# %% ../../nbs/data/05_data.quality.ipynb #dd169e56
+# %% ../../nbs/data/05_data.quality.ipynb #05dbec34
 def audit(
     what, # `Data`, the name of a registered set, or a path as for `check`
-    root=None, # Where to look for a registered set, as for `load`
+    root=None, # Where to look for it, as for `load`
     threshold:float=.995, # Thumbnail correlation above which two pictures are nearly the same
-    **options, # For the loader of a registered set
+    **options, # For the loader, or as for `from_manifest` or `from_folder`
 )->Audit: # Print it, or look at `problems` and `warnings`
     "As `audits`, for one set; raises `ArgumentError` for a folder that holds several"
     a,*more = audits(what, root, threshold, **options)

@@ -298,14 +298,22 @@ def _manifests(root):
     base = Path(root or os.environ.get('MEDATTN_DATA') or os.devnull).expanduser()
     return sorted(o.parent.name for o in base.glob('*/manifest.csv')) if base.is_dir() else []
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #b90d3cd7
+# %% ../../nbs/lab/50_lab.cli.ipynb #051b103f
+def _pairs(texts):
+    "`['key=value', ...]` as a dict; raises `ArgumentError` for one without a value"
+    from medattn_nb.core import ArgumentError
+    for o in texts:
+        if '=' not in o: raise ArgumentError('--option', o, 'write key=value')
+    return dict(o for p in texts for o in _options(p))
+
+# %% ../../nbs/lab/50_lab.cli.ipynb #ed1235e8
 @_command('data check', 'medattn data check my-images', _arg('what', metavar='NAME|PATH', help='a data set by name; or a folder of images, a manifest.csv, a folder of data sets'),
     _arg('root', nargs='?', metavar='ROOT', help="where a data set's folder is (default: the environment variable MEDATTN_DATA)"),
-    _arg('--option', action='append', default=[], metavar='KEY=VALUE', help='an option of its loader, as --option task=segmentation; may be repeated'))
+    _arg('--option', action='append', default=[], metavar='KEY=VALUE', help='an option of its loader, as --option task=segmentation; for your own images group, classes, masks, missing or split; may be repeated'))
 def _data_check(a):
     "Read every image and mask once: counts, sizes, masks, duplicates, leaks, and all that is wrong"
     from medattn_nb.data.quality import audits
-    found = audits(a.what, a.root, **dict(o for p in a.option for o in _options(p)))
+    found = audits(a.what, a.root, **_pairs(a.option))
     print('\n\n'.join(map(str, found))+'\n')
     n,bad,told = (sum(o) for o in zip(*((o.images,len(o.problems),len(o.warnings)) for o in found)))
     print(f"{n} image{'s'*(n!=1)} checked, {bad or 'no'} problem{'s'*(bad!=1)}, {told or 'no'} warning{'s'*(told!=1)}")
@@ -329,7 +337,7 @@ def _data_get(a):
     if not root: raise ArgumentError('--data-root', root, 'name the folder to put it in, or set MEDATTN_DATA')
     print(f'{get_data(a.name, root, trust=a.trust, sha256=a.sha256)}\nterms: {card.get("licence", "not known")}')
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #f0ff6792
+# %% ../../nbs/lab/50_lab.cli.ipynb #84a0e797
 @_command('data frames', 'medattn data frames videos frames --fps 5 --blur 40', _arg('videos', metavar='VIDEOS', help='folder of videos and screenshots, one folder a patient'),
     _arg('out', metavar='OUT', help='folder to write to'), _arg('--fps', type=float, default=5, metavar='N', help='frames to take a second (default: 5)'),
     _arg('--every', type=int, metavar='N', help='take every Nth frame instead'), _arg('--blur', type=float, default=0, metavar='SCORE', help='leave out frames that are less sharp (default: keep all)'),
@@ -349,7 +357,7 @@ def _data_frames(a):
 def _data_masks(a):
     "Turn Labelme outlines into masks that load as a data set"
     from medattn_nb.data.frames import label_frames
-    d = label_frames(a.out, tuple(a.labels.split(',')), 'ignore' if a.ignore_others else 'error')
+    d = label_frames(a.out, tuple(o.strip() for o in a.labels.split(',')), 'ignore' if a.ignore_others else 'error')
     print(f"{sum(o is not None for o in d.items['mask'])} of {len(d)} frames have masks; load them with from_manifest({a.out!r}, masks={d.info.masks!r})")
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #33d29228
@@ -515,18 +523,19 @@ def _self():
     which = shutil.which('medattn')
     return ['medattn'] if which and os.path.samefile(which, me) else [me]
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #81e47c93
+# %% ../../nbs/lab/50_lab.cli.ipynb #9e709763
 def _stopped(argv):
     "The line for Ctrl-C"
     again = shlex.join(_self() + [o for o in argv if o!='--fresh'])
+    if argv[:1] not in (['run'],['demo']): return f'medattn: stopped; to start again: {again}'
     return f'medattn: stopped; finished runs are kept, and the run under way goes on from its last epoch with: {again}'
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #ea73e314
+# %% ../../nbs/lab/50_lab.cli.ipynb #8c0cd05e
 def _code(e):
     "The line and the exit code for an exception, or `None` when it is a fault of ours"
     core = sys.modules.get('medattn_nb.core')
     if core and isinstance(e, core.MedattnError): return f'medattn: {e}',2 if isinstance(e, core.ArgumentError) else 1
-    if isinstance(e, (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)): return f'medattn: {e.filename}: {e.strerror}',1
+    if isinstance(e, (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)): return f'medattn: {e.filename}: {e.strerror}',1
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #f8dc2007
 def main(
