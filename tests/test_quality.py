@@ -230,3 +230,13 @@ def test_a_split_file_that_does_not_fit(tmp_path, change, says):
 
 def test_no_split_file(tmp_path):
     with pytest.raises(DataError, match='no table'): read_split(videos(), tmp_path/'none.csv')
+
+# --- nothing to look at ----------------------------------------------------------------------------------
+def test_audit_of_a_set_without_a_readable_row(tmp_path):
+    "Each class lost its archive: problems, not an exception"
+    for c in ('COVID','NonCOVID'):
+        for s in ('train','val','test'):
+            p = tmp_path/f'covid-ct/Data-split/{c}/{s}CT_{c}.txt'
+            p.parent.mkdir(parents=True, exist_ok=True); p.write_text('a.png\n')
+    a = audit('covid-ct', tmp_path)
+    assert len(a.problems)==2 and a.facts['images']=='0' and 'unzip CT_COVID.zip' in str(a)
