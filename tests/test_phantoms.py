@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter, label
 from sklearn.metrics import roc_auc_score
 from medattn_nb.core import ArgumentError
 from medattn_nb.data.datasets import check_leak, load
-from medattn_nb.data.phantoms import _store, blob, texture, vessel
+from medattn_nb.data.phantoms import _store, blob, forest_auc, texture, vessel, whole_numbers
 
 def phantom(**kw): return load('phantom-texture', **{'n':60, **kw})
 def pairs(d): return [(d.image(i).astype(float), d.mask(i)) for i in np.flatnonzero(d.labels)]
@@ -135,3 +135,32 @@ def test_speed():
     t = time.perf_counter()
     for i in range(100): d.image(i)
     assert time.perf_counter()-t<4
+
+NAMES = 'texture','renal','dermoscopy','brain','stroke','chest','fundus'
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('kw', [dict(n=20.5), dict(n='20'), dict(n=1), dict(size=100.5), dict(size='64'), dict(seed=1.5), dict(fractions=dict(train=.8, test=.2)),
+                                dict(fractions=(float('nan'),.5,.5)), dict(fractions=(float('inf'),.5,.5)), dict(fractions=(0,0,0)), dict(fractions=('.5','.5',0)), dict(fractions=.8)])
+def test_every_phantom_refuses_in_words(name, kw):
+    "Half an image, a size in letters, shares of another kind: one sentence, never a traceback from numpy"
+    with pytest.raises(ArgumentError, match=next(iter(kw))): load(f'phantom-{name}', **{'n':20, **kw})
+
+@pytest.mark.parametrize('name,kw', [('texture',dict(groups=1.5)), ('texture',dict(contrast='2')), ('renal',dict(looks=1.5)), ('renal',dict(frames=2.5)), ('dermoscopy',dict(superpixels=8.5)), ('dermoscopy',dict(groups=1.5)),
+                                     ('brain',dict(slices=2.5)), ('brain',dict(noise='0')), ('stroke',dict(slices=2.5)), ('chest',dict(contrast='1')), ('fundus',dict(per_quadrant=1.5)), ('fundus',dict(groups=1.5))])
+def test_options_have_types(name, kw):
+    with pytest.raises(ArgumentError, match=f'{next(iter(kw))}.*number'): load(f'phantom-{name}', n=24, **kw)
+
+def test_whole_numbers():
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (64,48,3)).astype(np.uint8)
+    v = whole_numbers(x)
+    assert v.shape==(63,) and np.isfinite(v).all() and np.allclose(v[:3], x.mean((0,1)), rtol=1e-5) and np.allclose(v[3:6], x.std((0,1)), rtol=1e-5)
+    assert np.isfinite(whole_numbers(np.zeros((1,1)))).all() and np.isfinite(whole_numbers(x[:7,:200,0])).all()
+    wave = 100+50*np.sin(2*np.pi*8*np.arange(64)/64)[None]*np.ones((64,1)) # 8 cycles lie in the third octave, 6 to 12
+    assert whole_numbers(wave)[-5:].argmax()==2
+
+def test_forest_hears_texture_and_nothing_else():
+    assert forest_auc(phantom(n=150, contrast=0.))<.75
+    assert forest_auc(phantom(n=150, contrast=3.))>.9
+    for bad in (phantom(fractions=(1,0,0)),phantom(fractions=(0,0,1)),phantom().take(phantom().labels==1)):
+        with pytest.raises(ArgumentError, match='test side'): forest_auc(bad)

@@ -8,7 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/data/data.phantom_brain.html.md"""
 __all__ = ['MODALITIES', 'PLANES', 'VERSION', 'info', 'spectrum', 'field', 'head', 'extent', 'tissues', 'BrainOptions', 'height',
            'plan', 'draw_brain', 'phantom_brain']
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #eef080e1
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #9e660f2c
 from dataclasses import dataclass,replace
 from functools import lru_cache
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ import pandas as pd
 from scipy import fft
 from ..core import ArgumentError,derive_seed
 from .datasets import Data,DataSet,SPLITS,register_dataset
-from .phantoms import Drawn,_sizes,_Store
+from .phantoms import Drawn,_enough,_sizes,_Store,_typed
 
 # %% ../../nbs/data/13_data.phantom_brain.ipynb #b82e0d6f
 MODALITIES = 'T1','T1ce','T2','FLAIR'
@@ -168,7 +168,7 @@ def tissues(
     grey = np.maximum(_soft(.019-np.minimum.reduce([folds, fissures, depth])), np.float32(.8)*_soft(_nuclei(y, x, z)))*(1-csf)
     return SimpleNamespace(brain=depth>0, csf=csf, grey=grey, white=1-csf-grey, depth=depth, ventricle=fluid>0, y=Y, x=X)
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #de095ff3
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #35b4ca46
 @dataclass(frozen=True)
 class BrainOptions:
     "Everything that decides how a picture of 'phantom-brain' looks"
@@ -185,6 +185,7 @@ class BrainOptions:
     planes:str='enhancing' # Masks: 'enhancing' for the enhancing core, 'all' for whole tumour, core and enhancing core, each inside the one before
     seed:int=0 # Chooses the cases
     def __post_init__(self):
+        _typed(self)
         for k,lo,hi in (('size',16,1024),('slices',1,200),('foreground',.0005,.06),('empty',0,.95),('rim',.1,1),('rim_contrast',0,1),
                         ('contrast',0,3),('satellites',0,10),('vessels',0,50),('noise',0,1)):
             if not lo<=getattr(self, k)<=hi: raise ArgumentError(k, getattr(self, k), f'use a value from {lo} to {hi}')
@@ -381,10 +382,10 @@ info = DataSet('phantom-brain', 'Brain tumour in four modalities (synthetic)', '
     notes='A stand-in with known truth for BraTS. A result on it says what a method can do, nothing about patients. Every case has a tumour; no slice lies below the basal ganglia.',
     paper='BraTS 2018, which it stands for: 210 high-grade cases, enhancing core, each case normalised in each modality, centre crop of 160, five folds by case (Learning To Pay Attention To Mistakes).')
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #691cd69d
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #b5840364
 def _stack(info, drawn, n, fractions, has):
     "`Data` with `n` slices; `has(case)` says which slices of a case show a lesion"
-    if n<2: raise ArgumentError('n', n, 'use at least 2 slices')
+    _enough(n, what='slices')
     i,slices = np.arange(n),drawn.options.slices
     case,k,cases = i//slices,i%slices,-(-n//slices)
     split = np.repeat(np.array(SPLITS, object), _sizes(cases, fractions))[case]

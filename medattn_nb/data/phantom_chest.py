@@ -7,7 +7,7 @@ Docs: https://medattn.github.io/medattn_nb/data/data.phantom_chest.html.md"""
 # %% auto #0
 __all__ = ['VERSION', 'info', 'ChestOptions', 'draw_chest', 'phantom_chest']
 
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #74ca5e75
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #39049ba7
 from dataclasses import dataclass,replace
 from functools import lru_cache
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from numpy import float32 as f32
 import pandas as pd
 from ..core import ArgumentError,derive_seed
 from .datasets import Data,DataSet,SPLITS,register_dataset
-from .phantoms import Drawn,_sizes
+from .phantoms import Drawn,_enough,_sizes,_typed
 from .phantom_renal import _edge,_look,_mottle
 
 # %% ../../nbs/data/15_data.phantom_chest.ipynb #88ddae1a
@@ -36,7 +36,7 @@ def _meet(a, b, k):
     h = np.clip((b-a)*f32(.5/k)+f32(.5), 0, 1)
     return b+(a-b)*h-f32(k)*h*(1-h)
 
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #4e9ad031
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #f524687e
 @dataclass(frozen=True)
 class ChestOptions:
     "Everything that decides how a picture of 'phantom-chest' looks"
@@ -48,6 +48,7 @@ class ChestOptions:
     lungs:bool=False # Add the lungs as a mask plane before the opacity?
     seed:int=0 # Chooses the patients
     def __post_init__(self):
+        _typed(self)
         for k,(lo,hi) in dict(size=(48,512), contrast=(0,1.2), extent=(.5,1.5), exposure=(0,2), rotation=(0,2)).items():
             if not lo<=getattr(self, k)<=hi: raise ArgumentError(k, getattr(self, k), f'use a value from {lo} to {hi}')
 
@@ -215,13 +216,13 @@ def draw_chest(
     if p.letter: _write(o, p, img)
     return (np.clip(img, 0, 1)*255).round().astype(np.uint8),np.stack([d>0,mask] if o.lungs else [mask])
 
-# %% ../../nbs/data/15_data.phantom_chest.ipynb #b591c468
+# %% ../../nbs/data/15_data.phantom_chest.ipynb #76559258
 def _kinds(n, classes, kind):
     "Kind of each picture: classes take turns, and so do the kinds of opacity within pneumonia"
     if classes not in (2,3): raise ArgumentError('classes', classes, 'use 2 (normal, pneumonia) or 3 (normal, patchy, diffuse)')
     if kind not in ('mixed','patchy','diffuse'): raise ArgumentError('kind', kind, "use 'mixed', 'patchy' or 'diffuse'")
     if classes==3 and kind!='mixed': raise ArgumentError('kind', kind, "use 'mixed' with three classes")
-    if n<classes: raise ArgumentError('n', n, f'use at least {classes} images')
+    _enough(n, classes)
     turn = ('normal','patchy','diffuse') if classes==3 else ('normal','patchy','normal','diffuse') if kind=='mixed' else ('normal',kind)
     return np.array([turn[i%len(turn)] for i in range(n)], object)
 

@@ -8,7 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/data/data.phantom_dermoscopy.html.md"
 __all__ = ['ATTRIBUTES', 'BLANK', 'RATIO', 'OCCLUSIONS', 'VERSION', 'info', 'DermoscopyOptions', 'clouds', 'ita',
            'draw_dermoscopy', 'phantom_dermoscopy', 'superpixel_map']
 
-# %% ../../nbs/data/12_data.phantom_dermoscopy.ipynb #59a0bc5d
+# %% ../../nbs/data/12_data.phantom_dermoscopy.ipynb #8fe2fdd3
 from dataclasses import dataclass,replace
 from functools import lru_cache
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from PIL import Image,ImageDraw
 from scipy.special import betaincinv
 from ..core import ArgumentError,derive_seed
 from .datasets import Data,DataSet,SPLITS,register_dataset
-from .phantoms import Drawn,_grid,_markers,_sizes,_stream
+from .phantoms import Drawn,_enough,_grid,_markers,_sizes,_stream,_typed
 
 # %% ../../nbs/data/12_data.phantom_dermoscopy.ipynb #1924d6b8
 ATTRIBUTES = 'pigment_network','negative_network','milia_like_cyst','globules','streaks'
@@ -60,13 +60,14 @@ class DermoscopyOptions:
         for k in ('blank','ratio','risk','tone'): object.__setattr__(self, k, tuple(getattr(self, k)))
         _check(self)
 
-# %% ../../nbs/data/12_data.phantom_dermoscopy.ipynb #a316b207
+# %% ../../nbs/data/12_data.phantom_dermoscopy.ipynb #162bd27f
 def _covers(o):
     "Mean share of the lesion that each attribute covers in images that have it"
     return tuple(r/100/(1-b/100 if o.pooled and b<100 else 1)/o.area for b,r in zip(o.blank, o.ratio))
 
 def _check(o):
     "Raise `ArgumentError` for options that cannot be drawn"
+    _typed(o)
     for k,(lo,hi) in _ranges.items():
         if not lo<=getattr(o, k)<=hi: raise ArgumentError(k, getattr(o, k), f'use a value from {lo} to {hi}')
     for k,lo,hi in (('blank',0,100),('ratio',0,100),('risk',-20,20)):
@@ -430,7 +431,7 @@ def _table(o, n, fractions, artefact):
     return pd.DataFrame(dict(file=files, label=labels, mask=[f'{k}-mask' for k in files], group=[f'patient{k:05d}' for k in patient], split=split, number=i,
                              marker=_markers(artefact, labels, split, o.seed), tone=[round(_tone(o, k), 1) for k in i], **{f'has:{k}':v for k,v in zip(ATTRIBUTES, has.T)}))
 
-# %% ../../nbs/data/12_data.phantom_dermoscopy.ipynb #1911b17b
+# %% ../../nbs/data/12_data.phantom_dermoscopy.ipynb #842671be
 @register_dataset(info)
 def phantom_dermoscopy(
     root, # Not used: nothing is read
@@ -464,7 +465,7 @@ def phantom_dermoscopy(
     "Lesions with five attributes; each image depends only on the options, its number, class and marker"
     o = DermoscopyOptions(size, blank, ratio, pooled, masks, area, strength, superpixels, malignant, risk, irregular, tone, lighting, hair, gel, ink, patch, ruler, corners,
                           artefact_kind if np.any(artefact) else '', groups, seed)
-    if n<2: raise ArgumentError('n', n, 'use at least 2 images')
+    _enough(n)
     return Data(replace(info, images=n, masks=_masks[masks]), _table(o, n, fractions, artefact), None, Drawn(info.name, VERSION, o, draw_dermoscopy, ('number','label','marker')))
 
 # %% ../../nbs/data/12_data.phantom_dermoscopy.ipynb #fb918794

@@ -8,7 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/data/data.phantom_fundus.html.md"""
 __all__ = ['LESIONS', 'MASKS', 'RULES', 'FIELD', 'VERSION', 'info', 'FundusOptions', 'lesions_of', 'draw_fundus',
            'phantom_fundus']
 
-# %% ../../nbs/data/16_data.phantom_fundus.ipynb #6f857196
+# %% ../../nbs/data/16_data.phantom_fundus.ipynb #fc669a4d
 from dataclasses import dataclass,replace
 from functools import lru_cache
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ import pandas as pd
 from ..core import ArgumentError
 from .datasets import Data,DataSet,SPLITS,register_dataset
 from .phantom_dermoscopy import clouds,_layer,_line,_pen,_ramp
-from .phantoms import Drawn,_grid,_sizes,_stream
+from .phantoms import Drawn,_enough,_grid,_sizes,_stream,_typed
 
 # %% ../../nbs/data/16_data.phantom_fundus.ipynb #fec2401e
 LESIONS = 'microaneurysm','haemorrhage','hard_exudate','soft_exudate'
@@ -25,7 +25,7 @@ MASKS = (*LESIONS,'optic_disc')
 RULES = dict(count=('grade0','grade1','grade2','grade3'), pair=('different','same'), opposite=('different','same'))
 _ranges = dict(size=(32,1024), lesion_size=(.005,.05), contrast=(0,1.2), distance=(.1,.78), per_quadrant=(1,3), distractors=(0,30), vessels=(0,2), lighting=(0,2), groups=(1,10**6))
 
-# %% ../../nbs/data/16_data.phantom_fundus.ipynb #213cae5c
+# %% ../../nbs/data/16_data.phantom_fundus.ipynb #b6e7f65c
 @dataclass(frozen=True)
 class FundusOptions:
     "Everything that decides how a picture of 'phantom-fundus' looks"
@@ -41,6 +41,7 @@ class FundusOptions:
     groups:int=1 # Images of one patient: they share the colour of the retina
     seed:int=0 # Chooses the images
     def __post_init__(self):
+        _typed(self)
         for k,(lo,hi) in _ranges.items():
             if not lo<=getattr(self, k)<=hi: raise ArgumentError(k, getattr(self, k), f'use a value from {lo} to {hi}')
         if self.rule not in RULES: raise ArgumentError('rule', self.rule, f"choose one of {', '.join(RULES)}")
@@ -298,7 +299,7 @@ def _table(o, n, fractions):
     return pd.DataFrame(dict(file=files, label=labels, mask=[f'{k}-mask' for k in files], group=[f'patient{k:05d}' for k in patient], split=split, number=i,
                              oedema=facts[:,0], **{f'has:{k}':v for k,v in zip(LESIONS, facts.T[1:])}))
 
-# %% ../../nbs/data/16_data.phantom_fundus.ipynb #4ba17553
+# %% ../../nbs/data/16_data.phantom_fundus.ipynb #635526f4
 @register_dataset(info)
 def phantom_fundus(
     root, # Not used: nothing is read
@@ -319,6 +320,6 @@ def phantom_fundus(
 )->Data: # Extra columns: `number`, `oedema` (risk of macular oedema, 0 to 2) and `has:NAME` for each kind of lesion
     "Eyes whose label lies in tiny lesions far apart; each image depends only on the options, its number and class"
     o = FundusOptions(size, rule, lesion_size, contrast, distance, per_quadrant, distractors, vessels, lighting, groups, seed)
-    if n<2: raise ArgumentError('n', n, 'use at least 2 images')
+    _enough(n)
     items = _table(o, n, fractions)
     return Data(replace(info, images=n, classes=RULES[rule]), items, None, Drawn(info.name, VERSION, o, draw_fundus, ('number','label')))

@@ -7,7 +7,7 @@ Docs: https://medattn.github.io/medattn_nb/data/data.phantom_renal.html.md"""
 # %% auto #0
 __all__ = ['VERSION', 'info', 'white', 'speckle', 'RenalOptions', 'compress', 'draw_renal', 'phantom_renal']
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #8267ce8a
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #aa07ce17
 from dataclasses import dataclass,replace
 from functools import lru_cache
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ import scipy.fft
 from scipy.ndimage import gaussian_filter
 from ..core import ArgumentError,derive_seed
 from .datasets import Data,DataSet,SPLITS,register_dataset
-from .phantoms import Drawn,_sizes
+from .phantoms import Drawn,_enough,_sizes,_typed
 
 # %% ../../nbs/data/11_data.phantom_renal.ipynb #3be3036e
 _deep,_wide = 192,128 # samples along a beam, and beams
@@ -79,7 +79,7 @@ def speckle(
     "Fully developed speckle: complex Gaussian noise seen through a point-spread function"
     return scipy.fft.ifft2(noise*_transfer(noise.shape, tuple(psf)))
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #5f285cd5
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #4ab4c87d
 @dataclass(frozen=True)
 class RenalOptions:
     "Everything that decides how a picture of 'phantom-renal' looks"
@@ -100,6 +100,7 @@ class RenalOptions:
     seed:int=0 # Chooses the patients
     def __post_init__(self):
         object.__setattr__(self, 'grades', tuple(self.grades))
+        _typed(self)
         if not self.grades or not set(self.grades)<={1,2,3,4}: raise ArgumentError('grades', self.grades, 'use some of 1, 2, 3, 4')
         for k,(lo,hi) in _ranges.items():
             if not lo<=getattr(self, k)<=hi: raise ArgumentError(k, getattr(self, k), f'use a value from {lo} to {hi}')
@@ -313,7 +314,7 @@ info = DataSet('phantom-renal', 'Hydronephrosis in ultrasound (synthetic)', task
     notes='A stand-in with known truth. The frames of a patient are near twins: split them by patient. The fluid lies inside the kidney plane, so a label map has three classes.',
     paper='A-PSPNet trained on 1,850 frames from films and pictures of 17 patients, split 9:1 by chance; that set is not public.')
 
-# %% ../../nbs/data/11_data.phantom_renal.ipynb #8f91cb6c
+# %% ../../nbs/data/11_data.phantom_renal.ipynb #edd47c5d
 @register_dataset(info)
 def phantom_renal(
     root, # Not used: nothing is read
@@ -338,7 +339,7 @@ def phantom_renal(
 )->Data: # Masks for all; extra columns `number`, `frame` and `grade` (0 for normal)
     "Films of kidneys with and without a dilated pelvis; each frame depends only on the options and its number"
     o = RenalOptions(size, grades, kidney_size, fuzz, attenuation, enhancement, shadow, cyst, dynamic_range, looks, sector, frames, motion, correlation, seed)
-    if n<2: raise ArgumentError('n', n, 'use at least 2 images')
+    _enough(n)
     i = np.arange(n)
     patient,frame = np.divmod(i, frames)
     split = np.repeat(np.array(SPLITS, object), _sizes(int(patient[-1])+1, fractions))[patient]

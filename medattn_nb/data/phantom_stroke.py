@@ -7,7 +7,7 @@ Docs: https://medattn.github.io/medattn_nb/data/data.phantom_stroke.html.md"""
 # %% auto #0
 __all__ = ['MAPS', 'UNITS', 'TERRITORIES', 'VERSION', 'info', 'StrokeOptions', 'plan', 'draw_stroke', 'phantom_stroke']
 
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #3de56db8
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #30879af0
 from dataclasses import dataclass,replace
 from functools import lru_cache
 from types import SimpleNamespace
@@ -15,14 +15,14 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from ..core import ArgumentError,derive_seed
 from .datasets import Data,DataSet,register_dataset
-from .phantoms import Drawn,_Store
+from .phantoms import Drawn,_Store,_typed
 from .phantom_brain import _span,_stack,extent,field,head,height,spectrum,tissues
 
 # %% ../../nbs/data/14_data.phantom_stroke.ipynb #bdb23dcc
 MAPS = 'CBF','MTT','CBV','TMAX'
 UNITS = 'ml/100 g/min','s','ml/100 g','s'
 
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #edc3586c
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #10cf1416
 @dataclass(frozen=True)
 class StrokeOptions:
     "Everything that decides how a picture of 'phantom-stroke' looks"
@@ -38,6 +38,7 @@ class StrokeOptions:
     planes:str='lesion' # Masks: 'lesion' for the core, 'both' for core and penumbra
     seed:int=0 # Chooses the cases
     def __post_init__(self):
+        _typed(self)
         for k,lo,hi in (('size',16,1024),('slices',1,200),('foreground',.0005,.05),('empty',0,.95),('penumbra',.1,3),('deficit',0,.29),('infarcts',0,10),('noise',0,2)):
             if not lo<=getattr(self, k)<=hi: raise ArgumentError(k, getattr(self, k), f'use a value from {lo} to {hi}')
         for k,ok in (('units',('z','physical')),('planes',('lesion','both'))):
