@@ -188,13 +188,14 @@ def _pairs(a, data, thumbs, threshold):
         k = np.flatnonzero(cls[i]!=cls[j])
         if len(k): a.warnings.append(f"{what} pairs that carry two classes: {len(k)}, such as {data.items.file[i[k[0]]]} ({cls[i[k[0]]]}) and {data.items.file[j[k[0]]]} ({cls[j[k[0]]]})")
 
-# %% ../../nbs/data/05_data.quality.ipynb #a932a3d0
+# %% ../../nbs/data/05_data.quality.ipynb #0d38fa77
 _known = {'.csv','.tsv','.xlsx','.xls','.txt','.md','.json','.pdf','.html','.db','.ini'}
 
 def _left(root, named):
     "Files in `root` of a format that is not read here and may hold pictures"
     return sorted(f for o in root.rglob('*') if (f:=o.relative_to(root)).suffix.lower() not in _known|datasets._suffixes and o not in named and not any(p[0] in '._' for p in f.parts) and o.is_file())
 
+# %% ../../nbs/data/05_data.quality.ipynb #5f8a4bf6
 def _values(f):
     "Does the mask file `f` have more than two values? `None` where it cannot be read; a JPEG never has two"
     try:
@@ -214,13 +215,11 @@ def _own_folder(a, data, most=50):
     left = [] if any(data.root.glob('*.csv')) else _left(data.root, {data.root/o for c in paths for o in it[c] if o})
     if left: a.warnings.append(f"files that were passed over: {len(left)}, such as {left[0].as_posix()}; save pictures as one of {', '.join(sorted(datasets._suffixes))}")
 
-# %% ../../nbs/data/05_data.quality.ipynb #1a27af89
+# %% ../../nbs/data/05_data.quality.ipynb #e61f5a4f
 def _audit(a, data, report, threshold):
     "Fill in `a`"
-    _count(a, data)
-    if not len(data): return a
     seen,thumbs,outlined = survey(data, report)
-    _sizes(a, data, seen)
+    _count(a, data); _sizes(a, data, seen)
     if any(o is not None for o in outlined): a.tables['Outlined structures'] = _mask_table(outlined, _plane_names(data)).round(2).rename_axis(None)
     if len(data.info.attributes): a.tables['Attributes: share of images that have each (%)'] = pd.DataFrame({'share':100*pd.DataFrame(data.attributes.astype(float)).mean().to_numpy(), 'known in':(~np.isnan(data.attributes)).sum(0)}, index=data.info.attributes).round(1)
     _pairs(a, data, thumbs, threshold)
