@@ -215,11 +215,13 @@ def _own_folder(a, data, most=50):
     left = [] if any(data.root.glob('*.csv')) else _left(data.root, {data.root/o for c in paths for o in it[c] if o})
     if left: a.warnings.append(f"files that were passed over: {len(left)}, such as {left[0].as_posix()}; save pictures as one of {', '.join(sorted(datasets._suffixes))}")
 
-# %% ../../nbs/data/05_data.quality.ipynb #e61f5a4f
+# %% ../../nbs/data/05_data.quality.ipynb #1a27af89
 def _audit(a, data, report, threshold):
     "Fill in `a`"
+    _count(a, data)
+    if not len(data): return a
     seen,thumbs,outlined = survey(data, report)
-    _count(a, data); _sizes(a, data, seen)
+    _sizes(a, data, seen)
     if any(o is not None for o in outlined): a.tables['Outlined structures'] = _mask_table(outlined, _plane_names(data)).round(2).rename_axis(None)
     if len(data.info.attributes): a.tables['Attributes: share of images that have each (%)'] = pd.DataFrame({'share':100*pd.DataFrame(data.attributes.astype(float)).mean().to_numpy(), 'known in':(~np.isnan(data.attributes)).sum(0)}, index=data.info.attributes).round(1)
     _pairs(a, data, thumbs, threshold)
