@@ -26,6 +26,13 @@ class TestFirstModules(Battery):
 
 make = TestFirstModules().make
 
+class TestControl(Battery):
+    KINDS = {'control':('control',dict(zero=False)), 'control-bias':('control',dict(bias=True))}
+    KEYS = {'control':'conv1.weight conv2.weight', 'control-bias':'conv1.weight conv1.bias conv2.weight conv2.bias'}
+    RANGE = None
+    def tight(self, kind, channels): return dict(reduction=1 if channels<4 else 4)
+    def map_shape(self, key, b, c, h, w): return b,c,h,w
+
 # --- symmetries ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize('kind', ['se','channel','gc','gc-both','cbam-c'])
 def test_places_may_be_permuted(kind):

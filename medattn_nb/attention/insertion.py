@@ -86,7 +86,7 @@ def _site_stage(model, k):
     _check_free(not hasattr(stage, 'attention'), f'layer{k}')
     return _width(list(stage.children())[-1]), partial(stage.add_module, 'attention')
 
-# %% ../../nbs/blocks/18_attention.insertion.ipynb #6f5b6572
+# %% ../../nbs/blocks/18_attention.insertion.ipynb #2b60e9a6
 def _sites(model, where):
     "The places called `where` in `model`, as pairs (channels, function that puts a module there)"
     if hasattr(model, 'attention_sites'):
@@ -94,19 +94,20 @@ def _sites(model, where):
         for parent,name,_ in sites: _check_free(_is_free(getattr(parent,name)), f'{type(parent).__name__}.{name}')
         return [(c, partial(setattr, parent, name)) for parent,name,c in sites]
     stages = [f'stage:{k}' for k in range(1,5)]
-    places = ', '.join(['residual','ends','stem']+stages)
+    places = ', '.join(['residual','ends','stem','between']+stages)
     if where in ('encoder','decoder'): raise ArgumentError('where', where, f'{type(model).__name__} does not define attention_sites(where); define it, or for a ResNet choose one of {places}')
     if where not in places.split(', '): raise ArgumentError('where', where, f'choose one of {places}')
     if not all(hasattr(model,o) for o in ('maxpool','layer1','layer2','layer3','layer4')): raise ArgumentError('model', type(model).__name__, 'expected a ResNet with maxpool and layer1 to layer4, or a model that defines attention_sites(where)')
     if where=='residual': return _sites_residual(model)
     if where in stages: return [_site_stage(model, int(where[-1]))]
+    if where=='between': return [_site_stage(model, k) for k in (1,2,3)]
     return [_site_stem(model)] + ([_site_stage(model, 4)] if where=='ends' else [])
 
-# %% ../../nbs/blocks/18_attention.insertion.ipynb #74f22521
+# %% ../../nbs/blocks/18_attention.insertion.ipynb #57da7c12
 def insert_attention(
     model:nn.Module, # A ResNet of torchvision or timm, or a model that defines `attention_sites(where)`; changed in place
     name:str, # One of `available()`
-    where:str='residual', # 'residual', 'ends', 'stem', 'stage:1' to 'stage:4', or what the model's `attention_sites` knows
+    where:str='residual', # 'residual', 'ends', 'stem', 'between', 'stage:1' to 'stage:4', or what the model's `attention_sites` knows
     **kw, # Passed to every module, such as `reduction=8`
 )->nn.Module: # `model` itself
     "Insert a new attention module at every place called `where`; raises `ArgumentError`, and changes nothing, when that cannot be done"
