@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.ndimage import label
 from medattn_nb.core import ArgumentError
 from medattn_nb.data.datasets import check_leak, load
-from medattn_nb.data.phantom_brain import BrainOptions, MODALITIES, PLANES, _drawn, _raw, _scale, draw_brain, extent, field, head, height, plan, spectrum, tissues
+from medattn_nb.data.phantom_brain import BrainOptions, MODALITIES, PLANES, _cases, draw_brain, extent, field, head, height, plan, spectrum, tissues
 
 def phantom(**kw): return load('phantom-brain', **{'n':48, 'size':96, **kw})
 
@@ -32,7 +32,7 @@ def test_the_data_of_our_records():
 def test_deterministic_in_any_order():
     o = BrainOptions(size=48)
     a = [draw_brain(o, i) for i in range(12)]
-    _raw.clear(); _scale.cache_clear(); plan.cache_clear()
+    _cases.clear(); plan.cache_clear()
     b = [draw_brain(o, i) for i in range(11, -1, -1)][::-1]
     assert all((x==y).all() and (m==n).all() for (x,m),(y,n) in zip(a, b))
 
@@ -82,7 +82,7 @@ def test_foreground(seed, foreground, rim, satellites, empty, slices):
     o = BrainOptions(96, slices, foreground, empty, rim, satellites=satellites, seed=seed)
     for c in range(3):
         p = plan(o, c)
-        if p.m: assert .5*foreground<np.mean([_drawn(o, c*slices+k)[2][2].mean() for k in np.flatnonzero(p.has)])<1.55*foreground
+        if p.m: assert .5*foreground<np.mean([_cases.drawn(o, c*slices+k)[2][2].mean() for k in np.flatnonzero(p.has)])<1.55*foreground
 
 @pytest.mark.parametrize('foreground', [.005,.015,.04])
 def test_mean_foreground(foreground):
@@ -106,7 +106,7 @@ def test_a_run_of_one_body():
 def edge(c):
     "T1ce without noise in the outermost pixels of the mask, on a scale of 0 (contrast 0) to 1 (rim contrast 1)"
     kw = dict(n=24, size=128, foreground=.03, satellites=0., vessels=0., noise=0.)
-    raw = [[_drawn(BrainOptions(**{k:v for k,v in kw.items() if k!='n'}, **o), i) for i in range(24)] for o in (dict(rim_contrast=c), dict(contrast=0.), dict(rim_contrast=1.))]
+    raw = [[_cases.drawn(BrainOptions(**{k:v for k,v in kw.items() if k!='n'}, **o), i) for i in range(24)] for o in (dict(rim_contrast=c), dict(contrast=0.), dict(rim_contrast=1.))]
     out = []
     for (x,b,m),(y,_,_),(z,_,_) in zip(*raw):
         near = (z[:,1]-y[:,1]>.5)&m[2][b]&(~np.pad(m[1], 1)[2:,1:-1]|~np.pad(m[1], 1)[:-2,1:-1]|~np.pad(m[1], 1)[1:-1,2:]|~np.pad(m[1], 1)[1:-1,:-2])[b]
@@ -125,7 +125,7 @@ def test_contrast_zero_leaves_nothing_on_t1ce():
     "Without contrast the rim is as its surroundings, in every modality"
     o = dict(size=96, noise=0., vessels=0., satellites=0., rim=1.)
     a,b = BrainOptions(contrast=0., **o),BrainOptions(contrast=0., rim_contrast=0., **o)
-    assert all((_drawn(a, i)[0]==_drawn(b, i)[0]).all() for i in range(12))
+    assert all((_cases.drawn(a, i)[0]==_cases.drawn(b, i)[0]).all() for i in range(12))
 
 def test_enhancing_is_bright_on_t1ce_only():
     d = phantom(rim_contrast=1., planes='all', satellites=0.)
@@ -145,12 +145,12 @@ def test_satellites():
 def test_vessels_are_no_tumour():
     a,b = phantom(vessels=0., n=24),phantom(vessels=30., n=24)
     assert (a.mask_tensors(64)==b.mask_tensors(64)).all()
-    def change(c): return np.mean([abs(x[m>0,c]-y[m>0,c]).mean() for i in range(12) for (x,m,_),(y,_,_) in [(_drawn(a.reader.options, i),_drawn(b.reader.options, i))] for m in [np.ones(len(x))]])
+    def change(c): return np.mean([abs(x[m>0,c]-y[m>0,c]).mean() for i in range(12) for (x,m,_),(y,_,_) in [(_cases.drawn(a.reader.options, i),_cases.drawn(b.reader.options, i))] for m in [np.ones(len(x))]])
     assert change(1)>.005 and change(0)==change(2)==change(3)==0
 
 def test_noise_is_rician():
     "Mean square of the magnitude: signal squared plus twice the variance"
-    a,b = (_drawn(BrainOptions(noise=s), 5)[0].astype(float) for s in (0.,.3))
+    a,b = (_cases.drawn(BrainOptions(noise=s), 5)[0].astype(float) for s in (0.,.3))
     assert abs((b**2-a**2).mean()/(2*.3**2)-1)<.1 and (b>0).all()
 
 def test_one_knob_at_a_time():

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from medattn_nb.core import ArgumentError
 from medattn_nb.data.datasets import check_leak, load
 from medattn_nb.data.phantom_brain import head, height, tissues
-from medattn_nb.data.phantom_stroke import MAPS, TERRITORIES, StrokeOptions, _cut, _drawn, _old, _perfusion, _raw, _scale, _stream, draw_stroke, plan
+from medattn_nb.data.phantom_stroke import MAPS, TERRITORIES, StrokeOptions, _cases, _cut, _old, _perfusion, _stream, draw_stroke, plan
 
 def phantom(**kw): return load('phantom-stroke', **{'n':48, 'size':96, **kw})
 CBF,MTT,CBV,TMAX = range(4)
@@ -32,7 +32,7 @@ def test_the_data_of_our_records():
 def test_deterministic_in_any_order():
     o = StrokeOptions(size=48)
     a = [draw_stroke(o, i) for i in range(8)]
-    _raw.clear(); _scale.cache_clear(); plan.cache_clear()
+    _cases.clear(); plan.cache_clear()
     b = [draw_stroke(o, i) for i in range(7, -1, -1)][::-1]
     assert all((x==y).all() and (m==n).all() for (x,m),(y,n) in zip(a, b))
 

@@ -327,9 +327,6 @@ def _vessels(o, case, h, z, s):
         if low<z<low+long: out = np.maximum(out, np.float32(v)*np.exp(((s.y-np.float32(deep*l*np.sin(phi)))**2+(s.x-np.float32(deep*w*np.cos(phi)))**2)/np.float32(-2*r*r)))
     return out
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #edd6b5a2
-_raw = _Store(2**26)
-
 # %% ../../nbs/data/13_data.phantom_brain.ipynb #2cfcadc5
 def _shares(o, p, k, s, mottle):
     "Shares of the six tissues in every pixel of the brain `(n,6)`, and the masks, in slice `k`"
@@ -351,24 +348,27 @@ def _slice(o, number):
     a,b = np.float32(o.noise)*rng.standard_normal((2,)+raw.shape, dtype=np.float32)
     return np.sqrt((raw+a)**2+b*b),s.brain,masks
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #2911a87a
-def _drawn(o, number): return _raw.get((o,number), lambda: _slice(o, number))
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #75958711
+class _Cases:
+    "The slices of cases as `draw(o, number)` makes them, each drawn once, with the spread of each channel over the brain of a case"
+    def __init__(self, draw): self.draw,self.kept,self.scale = draw,_Store(2**26),lru_cache(maxsize=4096)(self._scale)
+    def drawn(self, o, number): return self.kept.get((o,number), lambda: self.draw(o, number))
+    def _scale(self, o, case):
+        "Mean and standard deviation of each channel over the brain in all slices of a case"
+        v = np.ascontiguousarray(np.concatenate([self.drawn(o, i)[0] for i in range(case*o.slices, (case+1)*o.slices)]).T, np.float64)
+        return v.mean(1).astype(np.float32),v.std(1).astype(np.float32)
+    def clear(self): self.kept.clear(); self.scale.cache_clear()
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #9fae2df5
-@lru_cache(maxsize=4096)
-def _scale(o, case):
-    "Mean and standard deviation of each modality over the brain in all slices of a case"
-    v = np.ascontiguousarray(np.concatenate([_drawn(o, i)[0] for i in range(case*o.slices, (case+1)*o.slices)]).T, np.float64)
-    return v.mean(1).astype(np.float32),v.std(1).astype(np.float32)
+_cases = _Cases(_slice)
 
-# %% ../../nbs/data/13_data.phantom_brain.ipynb #75d141cd
+# %% ../../nbs/data/13_data.phantom_brain.ipynb #f1b3545d
 def draw_brain(
     o:BrainOptions, # How the pictures look
     number:int, # Slice `number%o.slices` of case `number//o.slices`
 )->tuple: # Picture, `float32` `(size,size,4)` in the order of `MODALITIES`, 0 outside the brain; masks, bool `(1 or 3,size,size)`
     "One slice, each modality with mean 0 and standard deviation 1 over the brain of its case"
-    mean,sd = _scale(o, number//o.slices)
-    raw,brain,masks = _drawn(o, number)
+    mean,sd = _cases.scale(o, number//o.slices)
+    raw,brain,masks = _cases.drawn(o, number)
     img = np.zeros((o.size,o.size,4), np.float32)
     img[brain] = (raw-mean)/sd
     return img,masks[-1:] if o.planes=='enhancing' else masks

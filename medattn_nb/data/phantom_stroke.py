@@ -7,7 +7,7 @@ Docs: https://medattn.github.io/medattn_nb/data/data.phantom_stroke.html.md"""
 # %% auto #0
 __all__ = ['MAPS', 'UNITS', 'TERRITORIES', 'VERSION', 'info', 'StrokeOptions', 'plan', 'draw_stroke', 'phantom_stroke']
 
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #30879af0
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #adc563de
 from dataclasses import dataclass,replace
 from functools import lru_cache
 from types import SimpleNamespace
@@ -15,8 +15,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from ..core import ArgumentError,derive_seed
 from .datasets import Data,DataSet,register_dataset
-from .phantoms import Drawn,_Store,_typed
-from .phantom_brain import _span,_stack,extent,field,head,height,spectrum,tissues
+from .phantoms import Drawn,_typed
+from .phantom_brain import _Cases,_span,_stack,extent,field,head,height,spectrum,tissues
 
 # %% ../../nbs/data/14_data.phantom_stroke.ipynb #bdb23dcc
 MAPS = 'CBF','MTT','CBV','TMAX'
@@ -159,9 +159,6 @@ def _old(o, case, h, z, s):
             out = np.minimum(out, 1-np.float32(.88)*np.clip(d/np.float32(.016)+np.float32(.5), 0, 1))
     return out
 
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #edd6b5a2
-_raw = _Store(2**26)
-
 # %% ../../nbs/data/14_data.phantom_stroke.ipynb #b5bad719
 _spread = np.array([35.,6.,2.6,5.], np.float32) # what `noise` is a share of
 
@@ -186,24 +183,17 @@ def _slice(o, number):
     if o.noise: maps = np.maximum(0, maps+np.float32(o.noise)*_spread*_noise(o, number, s.brain))
     return maps,s.brain,np.stack([v>1, (v>0)&(v<=1)])
 
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #2911a87a
-def _drawn(o, number): return _raw.get((o,number), lambda: _slice(o, number))
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #31446042
+_cases = _Cases(_slice)
 
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #be2270f6
-@lru_cache(maxsize=4096)
-def _scale(o, case):
-    "Mean and standard deviation of each map over the brain in all slices of a case"
-    v = np.ascontiguousarray(np.concatenate([_drawn(o, i)[0] for i in range(case*o.slices, (case+1)*o.slices)]).T, np.float64)
-    return v.mean(1).astype(np.float32),v.std(1).astype(np.float32)
-
-# %% ../../nbs/data/14_data.phantom_stroke.ipynb #88f35272
+# %% ../../nbs/data/14_data.phantom_stroke.ipynb #99e445d4
 def draw_stroke(
     o:StrokeOptions, # How the pictures look
     number:int, # Slice `number%o.slices` of case `number//o.slices`
 )->tuple: # Picture, `float32` `(size,size,4)` in the order of `MAPS`, 0 outside the brain; masks, bool `(1 or 2,size,size)`
     "One slice; with units 'z' each map has mean 0 and standard deviation 1 over the brain of its case"
-    mean,sd = _scale(o, number//o.slices) if o.units=='z' else (0,1)
-    maps,brain,masks = _drawn(o, number)
+    mean,sd = _cases.scale(o, number//o.slices) if o.units=='z' else (0,1)
+    maps,brain,masks = _cases.drawn(o, number)
     img = np.zeros((o.size,o.size,4), np.float32)
     img[brain] = (maps-mean)/sd
     return img,masks[:1] if o.planes=='lesion' else masks
