@@ -52,14 +52,14 @@ _smoke = _phantom.replace(data_options=dict(n=240, size=64, contrast=2.6), size=
 def _paper(data, epochs=100, **kw): return Recipe(data=data, split='random', size=224, augment=('crop','hflip'), epochs=epochs, channels_last=True, **kw)
 def _laptop(data, epochs, size=64, **kw): return Recipe(data=data, size=size, augment=('crop','hflip'), epochs=epochs, channels_last=True, **kw)
 
-# %% ../../nbs/papers/50_papers.selfattention.ipynb #c1063408
+# %% ../../nbs/papers/50_papers.selfattention.ipynb #75c2ca26
 def _task(table, title, laptop, paper, note, worse=()):
     claims = {k:Published(None, -1 if k in worse else 1, 'conclusion') for k in list(PAPER_ROWS)[1:]}
     return Experiment('selfattention', table, title, ROWS, presets=dict(smoke=_smoke, laptop=laptop, paper=paper),
         seeds=dict(smoke=(0,1), laptop=(0,1,2), paper=(0,1,2)), published=claims, note=note)
 
-SKIN = _task('skin', 'Melanoma or not (ISIC 2017)', _laptop('isic2017-skin-lesion', 6), _paper('skin-cancer'), '')
-CHEST = _task('chest', 'Pneumonia on chest X-rays of children', _laptop('chest-xray-pneumonia', 3, valid_fraction=.1), _paper('chest-xray-pneumonia'), '')
+SKIN = _task('skin', 'Melanoma or not (ISIC 2017)', _laptop('isic2017-skin-lesion', 7), _paper('skin-cancer'), '')
+CHEST = _task('chest', 'Pneumonia on chest X-rays of children', _laptop('chest-xray-pneumonia', 2, valid_fraction=.1), _paper('chest-xray-pneumonia'), '')
 MRI = _task('mri', 'Brain tumour on MRI, published folders', _laptop('brain-tumor-mri-3264', 4, valid_fraction=.1), _paper('brain-tumor-mri-3264'), '', worse=('ResNet-18 + GC',))
 MRI_CLEAN = _task('mri-leakfree', 'Brain tumour on MRI, near twins kept together', _laptop('brain-tumor-mri-3264', 4, split='grouped'),
     _paper('brain-tumor-mri-3264').replace(split='grouped'), '', worse=('ResNet-18 + GC',))
