@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from medattn_nb.core import ArgumentError, ResultError
 from medattn_nb.lab import experiments
-from medattn_nb.lab.experiments import Experiment, Progress, Published, compare, run_experiment, show_table
+from medattn_nb.lab.experiments import Experiment, Progress, Published, compare, pool, run_experiment, scored_part, show_table
 from medattn_nb.lab.ledger import Ledger, make_record
 from medattn_nb.lab.training import Recipe
-from medattn_nb.metrics import paired_auc_test, roc_auc
+from medattn_nb.metrics import mean_auc_ci, paired_auc_test, roc_auc
 from test_ledger import parts
 
 TINY = Recipe(data='phantom-texture', data_options=dict(n=24, size=16), size=16, epochs=1, batch_size=8)
@@ -132,9 +132,39 @@ def test_other_presets_and_tables_are_left_out():
 def test_different_cases_are_not_compared(kw):
     with pytest.raises(ResultError, match='only runs on the same images'): compare(EXP, both(rows=('plain',))+[record('SE', 0, **kw)], 'smoke', boots=100)
 
-@pytest.mark.parametrize('direction,shift,preset,value,says', [(1,3.,'smoke',.9,'direction only'), (-1,3.,'smoke',.9,'contradicted'), (1,0.,'smoke',.9,'undecided'), (None,3.,'smoke',.9,'no claim known')])
+@pytest.mark.parametrize('direction,shift,preset,value,says', [(1,3.,'smoke',.9,'direction only'), (-1,3.,'smoke',.9,'contradicted'), (1,0.,'smoke',.9,'undecided'), (None,3.,'smoke',.9,'not comparable')])
 def test_status(direction, shift, preset, value, says):
     exp = dataclasses.replace(EXP, published={'SE':Published(value, direction)})
     base = [record('plain', s, shift=.2, n=200) for s in (0,1)]
     other = [record('SE', s, shift=.2+shift, n=200) for s in (0,1)]
     assert compare(exp, base+other, preset, boots=200).set_index('model').status['SE']==says
+
+def test_interval_of_a_row_alone():
+    recs = both()
+    df = compare(EXP, recs, 'smoke', boots=100).set_index('model')
+    S = np.array([o['scores']['test']['score'] for o in recs if o['row']=='SE'])
+    assert (df.auc['SE'], df.auc_low['SE'], df.auc_high['SE'])==pytest.approx(tuple(mean_auc_ci(np.arange(60)%2, S, n=100)))
+
+def test_without_a_test_part_the_held_out_part_is_scored():
+    held = [dict(o, scores=dict(valid=o['scores']['test'])) for o in both()]
+    assert (scored_part(held), scored_part(both()), scored_part(held[:1]+both()), scored_part([]))==('valid','test','valid','test')
+    pd.testing.assert_frame_equal(compare(EXP, held, 'smoke', boots=100), compare(EXP, both(), 'smoke', boots=100))
+
+# --- several tables ------------------------------------------------------------------------------------
+def frames(**diffs): return {k:pd.DataFrame(dict(model=['plain','SE'], diff=[np.nan,d], se=[np.nan,se])) for k,(d,se) in diffs.items()}
+
+def test_pooled_difference_is_the_plain_mean():
+    df = pool(frames(a=(.04,.03), b=(.02,.04), c=(-.03,.12))).iloc[0]
+    assert (df.model, df.tasks, df.better)==('SE',3,2) and df['diff']==pytest.approx(.01)
+    assert (df.high-df.low)/2/1.96==pytest.approx(.13/3)
+
+def test_pooling_needs_the_same_model_in_several_tasks_only_where_it_was_run():
+    fs = frames(a=(.04,.03), b=(.02,.04))
+    fs['b'].loc[1, ['diff','se']] = np.nan
+    assert pool(fs).tasks.tolist()==[1]
+
+def test_pooled_p_keeps_its_level():
+    "Under no effect, five percent of the pooled tests are below 0.05"
+    rng = np.random.default_rng(0)
+    ps = [pool(frames(**{str(t):(rng.normal(0, se), se) for t,se in enumerate((.01,.03,.05))})).p[0] for _ in range(400)]
+    assert .02<np.mean(np.array(ps)<.05)<.09

@@ -3,6 +3,7 @@ import math, dataclasses, signal, subprocess, sys
 import pytest, torch
 from medattn_nb.core import ArgumentError, ResultError
 from medattn_nb.data.datasets import leaks
+from medattn_nb.lab import training
 from medattn_nb.lab.training import Recipe, checkpoint_path, fit, predict
 
 TINY = Recipe(data='phantom-texture', data_options=dict(n=24, size=32), size=32, epochs=1, batch_size=8, lr=.01)
@@ -149,3 +150,21 @@ def test_a_set_without_a_validation_part():
     assert {'train','valid','test'}==set(d.items.split) and not len(leaks(d)) and (d.items.split=='test').sum()==27
     assert (r.load().items.split==d.items.split).all() and (r.replace(split_seed=1).load().items.split!=d.items.split).any()
     with pytest.raises(ArgumentError, match='no official train part'): Recipe(data='phantom-texture', data_options=dict(n=20, fractions=(0,0,1)), size=16).load()
+
+def test_images_stay_where_they_are_on_the_cpu():
+    x = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    assert training._held(x, torch.device('cpu')) is x
+
+@pytest.mark.parametrize('free,moved', [(96,False),(191,False),(192,True)])
+def test_images_go_to_the_gpu_if_it_has_room_twice(monkeypatch, free, moved):
+    class Images:
+        nbytes,device = 96,'cpu'
+        def to(self, device): self.device = device; return self
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda d: (free, 10**9))
+    assert training._held(Images(), torch.device('cuda')).device==(torch.device('cuda') if moved else 'cpu')
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+def test_data_set_lies_on_the_gpu():
+    r = Recipe(data='phantom-texture', data_options=dict(n=24, size=16), size=16, epochs=1, batch_size=8)
+    dl = r.dataloaders(r.load(), torch.device('cuda')).train
+    assert dl.x.is_cuda and dl.y.is_cuda and all(o.is_cuda for o in dl.one_batch())

@@ -31,7 +31,7 @@ def _seeds(s):
     if not re.fullmatch(r'\d+(,\d+)*', s): raise argparse.ArgumentTypeError(f"{s!r} is no list of seeds; write them as 0,1,2")
     return tuple(dict.fromkeys(map(int, s.split(','))))
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #812cb687
+# %% ../../nbs/lab/50_lab.cli.ipynb #bcad6f09
 _name = _arg('name', metavar='PAPER[/TABLE]', help='a paper, or one table of it')
 _table_name = _arg('name', metavar='PAPER/TABLE', help='a table of a paper')
 _preset = _arg('--preset', default='laptop', choices=('smoke','laptop','paper'), help='smoke: seconds; laptop: minutes on two cores; paper: as published, wants a GPU (default: laptop)')
@@ -40,7 +40,7 @@ _device = _arg('--device', default='auto', help="'cpu', 'cuda', 'cuda:1', 'mps' 
 _root = _arg('--data-root', metavar='DIR', help='folder of the real data sets (default: the environment variable MEDATTN_DATA)')
 _results = _arg('--results', metavar='DIR', help='folder of records (default: results; runs/results for synthetic images and with --set)')
 _set = _arg('--set', action='append', default=[], metavar='FIELD=VALUE', help='change a field of the recipe in every row, as --set epochs=2; may be repeated')
-_split = _arg('--split', default='test', choices=('test','valid'), help='images to compare on (default: test)')
+_split = _arg('--split', choices=('test','valid'), help='images to compare on (default: test, where there is a test part)')
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #9ee4a817
 def _papers():
@@ -131,8 +131,8 @@ def _markdown(rows):
     head,*body = ['| ' + ' | '.join(o.replace('|', r'\|') for o in r) + ' |' for r in rows]
     return '\n'.join([head, '|' + '---|'*len(rows[0]), *body])
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #c6401b41
-def _show(exp, records, preset, split='test', form='text'):
+# %% ../../nbs/lab/50_lab.cli.ipynb #5c494e9d
+def _show(exp, records, preset, split=None, form='text'):
     "The comparison as text, Markdown or CSV"
     from medattn_nb.lab.experiments import compare,show_table
     df = compare(exp, records, preset, split)
@@ -182,7 +182,7 @@ def end(self:Bars, record, skipped):
     how = 'from the ledger' if skipped else f"trained, resumed after epoch {record['resumed']}" if record['resumed'] else 'trained'
     self.line(record['row'], record['seed'], '–' if auc is None else f'{auc:.3f}', f"{record['seconds']:.0f} s", how)
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #7c0596d5
+# %% ../../nbs/lab/50_lab.cli.ipynb #d0bdefb9
 def _train(exp, a, kw, results, checkpoints):
     "Run one table with bars; returns its records, earlier seeds included"
     from medattn_nb.lab.experiments import run_experiment
@@ -193,18 +193,15 @@ def _train(exp, a, kw, results, checkpoints):
     try: run_experiment(exp, a.preset, a.seeds, a.data_root, results, checkpoints, a.device, bars, **kw)
     finally: bars.close()
     records = _mine(exp, a.preset, Ledger(results).records(exp.paper, exp.table), kw)
-    print(f'\n{_show(exp, records, a.preset, _side(records))}\n')
+    print(f'\n{_show(exp, records, a.preset)}\n')
     return records
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #ff210900
-def _side(records): return 'test' if all('test' in r['scores'] for r in records) else 'valid'
-
-# %% ../../nbs/lab/50_lab.cli.ipynb #3b67fd3e
+# %% ../../nbs/lab/50_lab.cli.ipynb #c04dc8d9
 def _report(exp, records, a, path, checkpoints):
     "Write the report and name it"
     from medattn_nb.lab.report import write_report
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    p = write_report(exp, records, a.preset, path=path, checkpoints=checkpoints, root=a.data_root or os.environ.get('MEDATTN_DATA'), split=_side(records))
+    p = write_report(exp, records, a.preset, path=path, checkpoints=checkpoints, root=a.data_root or os.environ.get('MEDATTN_DATA'))
     print(f'Report: {p}')
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #f0030ffc

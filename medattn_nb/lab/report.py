@@ -8,7 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.report.html.md"""
 __all__ = ['pick_records', 'answer', 'run_aucs', 'auc_figure', 'curves_figure', 'roc_figure', 'sample_figure', 'load_trained',
            'CamStudy', 'cam_study', 'localisation_table', 'study_figure', 'write_report']
 
-# %% ../../nbs/lab/40_lab.report.ipynb #38592e2d
+# %% ../../nbs/lab/40_lab.report.ipynb #009ff90f
 import re,struct
 from collections import defaultdict
 from html import escape
@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter,LogLocator,MaxNLocator,NullFormatter
 from ..core import MedattnError,ResultError
 from ..data.datasets import Data
 from ..figures import OKABE_ITO,fig_png,png_uri,show_images
-from .experiments import Experiment,compare,show_table
+from .experiments import Experiment,compare,scored_part,show_table
 from .training import Recipe,checkpoint_path
 from ..metrics import roc_auc,roc_curve
 from fastai.learner import Learner
@@ -377,13 +377,14 @@ def _top(exp, records, preset, df, split):
     if exp.note: parts.append(_tag('p', f'<strong>What is smaller than, or differs from, the paper:</strong> {escape(exp.note)}'))
     return '\n'.join(filter(None, parts))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #f72adff8
+# %% ../../nbs/lab/40_lab.report.ipynb #7ae668f8
 _columns = {'AUC, mean (SD) of runs':'area under the ROC curve: the chance that a random sick image scores higher than a random healthy one, 0.5 by guessing; mean over the runs and their standard deviation',
+    '95 % interval':'of that mean; it redraws the cases (whole patients where they are known) and the runs',
     'difference (95 % interval)':'mean AUC minus that of the baseline; the interval redraws the cases (whole patients where they are known) and the runs',
     'p (DeLong)':"DeLong's paired test on the same images; it does not count the chance in training",
     'p (Holm)':'the same, corrected for the number of models compared',
     'parameters':'numbers that were trained', 'paper':'the value printed in the paper, where we know it',
-    'status':"what our interval says about the paper's claim: undecided (it includes no difference), direction only (the claimed sign, in another setting), matched (in the paper's own setting), contradicted (the other sign), no claim known, not run"}
+    'status':"what our interval says about the paper's claim: undecided (it includes no difference), direction only (the claimed sign, in another setting), matched (in the paper's own setting), contradicted (the other sign), not comparable (the paper says nothing about this model), not run"}
 
 # %% ../../nbs/lab/40_lab.report.ipynb #bf8e4749
 def _legend(df):
@@ -592,7 +593,7 @@ $body
 </html>
 """)
 
-# %% ../../nbs/lab/40_lab.report.ipynb #eeb06bc4
+# %% ../../nbs/lab/40_lab.report.ipynb #6e49c679
 def write_report(
     exp:Experiment, # What was compared
     records:list, # Its records, as from `run_experiment` or `Ledger.records`
@@ -600,12 +601,13 @@ def write_report(
     path='report.html', # Where to write
     checkpoints=None, # Folder of checkpoints, for Grad-CAM; `None` leaves it out
     root=None, # Folder of the real data sets; without it no real image is shown
-    split:str='test', # Which images' scores: 'test' or 'valid'
+    split:str|None=None, # Which images' scores: 'test' or 'valid'; default: as `scored_part` says
     boots:int=2000, # Bootstrap draws of the intervals
 )->Path: # The file
     "Write a self-contained HTML report; raises `ResultError` if a record has no scores of `split`"
     exp.recipes(preset)
     records = pick_records(exp, records, preset)
+    split = split or scored_part(records)
     for r in records:
         if split not in r['scores']: raise ResultError('split', split, f"the record of {r['row']}, seed {r['seed']}, has scores of {_and(list(r['scores']))}")
     df = compare(exp, records, preset, split, boots)

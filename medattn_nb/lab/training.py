@@ -180,7 +180,12 @@ def image_stats(
     std,mean = torch.std_mean(_unit(x), (0,2,3), keepdim=True)
     return mean[0],std[0].clamp_min(1e-3)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #9e7a8445
+# %% ../../nbs/lab/00_lab.training.ipynb #3dec31a8
+def _held(x, device):
+    "`x` on the GPU, where that has room for it twice; otherwise as it is"
+    return x.to(device) if device.type=='cuda' and 2*x.nbytes<=torch.cuda.mem_get_info(device)[0] else x
+
+# %% ../../nbs/lab/00_lab.training.ipynb #dcad0e45
 @patch
 def dataloaders(self:Recipe,
     data:Data, # As from `Recipe.load`
@@ -190,7 +195,7 @@ def dataloaders(self:Recipe,
     ts = data.tensors(self.size, self.preprocess, self.channels)
     parts = {k:np.flatnonzero(data.items.split==k) for k in ('train','valid','test')}
     y,stats = torch.tensor(data.labels),image_stats(ts[parts['train']])
-    stats = tuple(o.to(device) for o in stats)
+    stats,ts,y = tuple(o.to(device) for o in stats),_held(ts, device),_held(y, device)
     dl = lambda k,**kw: BatchDL(ts[parts[k]], y[parts[k]], self.batch_size, stats=stats, channels_last=self.channels_last, device=device, **kw)
     dls = [dl('train', shuffle=True, augment=self.augment), dl('valid')] + ([dl('test')] if len(parts['test']) else [])
     return DataLoaders(*dls, device=device)
