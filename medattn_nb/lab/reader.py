@@ -7,7 +7,7 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.reader.html.md"""
 # %% auto #0
 __all__ = ['PAPER_ANSWERS', 'paper_answers', 'multinomial_test', 'vote_pmf', 'vote_test', 'share_interval', 'create_study',
            'ReaderStudy', 'draw_schedule', 'Case', 'case_figure', 'preference_test', 'fleiss_kappa',
-           'krippendorff_alpha', 'reader_figure', 'merge_studies']
+           'krippendorff_alpha', 'gwet_ac1', 'reader_figure', 'merge_studies']
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #71c22eba
 import contextlib,hashlib,html,io,json,math,sqlite3,time
@@ -409,8 +409,11 @@ def answers(self:ReaderStudy,
     g = df.groupby(['reader','position'])
     return g.tail(1).set_index(['reader','position'])[['choice','why','saved']].assign(changes=g.choice.size()-1, seconds=visits).sort_index().reset_index()
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #fa744e58
-_style = 'display:grid;grid-template-columns:repeat(auto-fit,minmax(min(230px,100%),1fr));gap:10px;max-width:1300px;'
+# %% ../../nbs/lab/60_lab.reader.ipynb #4350c213
+def _grid(n):
+    "CSS of `n` tiles: up to four in a row, five and more in two rows, fewer in a row where the window is narrow"
+    nc = n if n<=4 else -(-n//2)
+    return f'display:grid;grid-template-columns:repeat(auto-fit,minmax(max(min(200px,100%),calc((100% - {10*(nc-1)}px)/{nc})),1fr));gap:10px;max-width:1300px'
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #062c0747
 def _tile(png, title, alt): 
@@ -422,44 +425,45 @@ def _scale():
     cols = ','.join('#%02x%02x%02x' % tuple(round(255*o) for o in colormaps[SEQ](i/8)[:3]) for i in range(9))
     return f'<div style="margin:4px 0">Heat: low <span style="display:inline-block;width:120px;height:.8em;background:linear-gradient(90deg,{cols})"></span> high. Each map is scaled to its own maximum.</div>'
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #10874bb0
+# %% ../../nbs/lab/60_lab.reader.ipynb #acdc5def
 def case_html(
     c:Case, # As from `ReaderStudy.case`
 )->str: # HTML with the pictures in it
     "The pictures of a case: the image, then its maps"
     head = 'Image' + (f' ({c.label})' if c.label else '')
     tiles = [_tile(c.image, head, f'Case {c.position+1}: the image'), *(_tile(b, f'Map {k}' + (f', P = {c.percents[k]:.1f} %' if c.percents else ''), f'Case {c.position+1}: the image under heat map {k}') for k,b in c.maps.items())]
-    return f'<div style="{_style}">{"".join(tiles)}</div>{_scale()}'
+    return f'<div style="{_grid(len(tiles))}">{"".join(tiles)}</div>{_scale()}'
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #e5e5f26c
+# %% ../../nbs/lab/60_lab.reader.ipynb #a5e114d7
 class _Page:
     "The widgets of one reader's page"
     def __init__(self, study, reveal=True):
         try: import ipywidgets as W
         except ImportError: raise MissingPackage('ipywidgets', 'not installed', "pip install ipywidgets") from None
         self.study,self.reveal,self.reader,self.quiet,self.k = study,reveal,None,False,0
-        wide = dict(layout=W.Layout(width='auto', min_width='120px'))
-        self.id,self.go = W.Text(placeholder='such as R1', tooltip='Your reader id', layout=W.Layout(width='200px')),W.Button(description='Start', button_style='primary', **wide)
-        self.progress,self.pics,self.asks,self.status = W.HTML(),W.HTML(layout=W.Layout(width='100%')),W.HTML(),W.HTML()
+        def button(text, **kw): return W.Button(description=text, layout=W.Layout(width='auto', min_width='120px'), **kw)
+        self.id,self.go = W.Text(placeholder='such as R1', tooltip='Your reader id', layout=W.Layout(width='200px')),button('Start', button_style='primary')
+        self.progress,self.pics,self.asks,self.status = W.HTML(),W.HTML(layout=W.Layout(width='auto')),W.HTML(),W.HTML()
         self.choice = W.RadioButtons(options=[('Map A','A')], value=None, layout=W.Layout(width='max-content', min_width='180px'))
-        self.why = W.Textarea(continuous_update=False, rows=5, tooltip=study.info['why'], layout=W.Layout(width='100%', height='110px'))
-        self.back,self.next = W.Button(description='Back', icon='arrow-left', **wide),W.Button(description='Next', icon='arrow-right', button_style='primary', **wide)
-        self.again,self.finish = W.Button(description='Save again', button_style='warning', **wide),W.Button(description='Finish and see the result', button_style='success', **wide)
+        self.why = W.Textarea(continuous_update=False, rows=5, tooltip=study.info['why'], layout=W.Layout(width='auto', height='110px'))
+        self.back,self.next = button('Back', icon='arrow-left'),button('Next', icon='arrow-right', button_style='primary')
+        self.again,self.finish = button('Save again', button_style='warning'),button('Finish and see the result' if reveal else 'Finish', button_style='success')
         self.result = W.HTML()
         self._build(W); self._wire()
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #643c9fcf
+# %% ../../nbs/lab/60_lab.reader.ipynb #8b752d89
 @patch
 def _build(self:_Page, W):
     "Where the widgets stand: a start screen, a case, an end screen; one is shown at a time"
     title = W.HTML(f"<h2 style='margin:0'>{html.escape(self.study.info['title'])}</h2>")
-    told = W.HTML('<p>Give an id, not a name. Your answers are saved at each click; come back with the same id to go on where you stopped.</p>')
-    texts = W.VBox([W.HTML(f"<b>{html.escape(self.study.info['why'])}</b>"), self.why], layout=W.Layout(flex='1 1 320px', max_width='760px'))
-    rows = lambda *o, **kw: W.HBox(o, layout=W.Layout(flex_flow='row wrap', align_items='flex-start', grid_gap='14px', **kw))
+    told = W.HTML('<p>Give an id, not a name. Each answer is saved at once and the page says so; if it does not, run the cell again. Come back with the same id to go on where you stopped.</p>')
+    texts = W.VBox([W.HTML(f"<b>{html.escape(self.study.info['why'])}</b>"), self.why], layout=W.Layout(flex='1 1 320px', max_width='760px', overflow='visible'))
+    def rows(*o): return W.HBox(o, layout=W.Layout(flex_flow='row wrap', align_items='flex-start', grid_gap='14px', overflow='visible'))
+    after = 'after "Finish" no more' if self.reveal else 'until the study is unblinded'
     self.hello = W.VBox([told, rows(W.HTML('<b>Reader id</b>'), self.id, self.go)])
     self.ask = W.VBox([self.progress, self.pics, rows(W.VBox([self.asks, self.choice]), texts), rows(self.back, self.next, self.again)])
-    self.end = W.VBox([W.HTML('<p><b>All cases are answered.</b> You can still go back and change answers; after "Finish" no more.</p>'), rows(self.back, self.finish)])
-    self.box = W.VBox([title, self.hello, self.status, self.result], layout=W.Layout(width='100%', padding='8px'))
+    self.end = W.VBox([W.HTML('<p><b>All cases are answered.</b> You can still go back and change answers, '+after+'.</p>'), rows(self.back, self.finish)])
+    self.box = W.VBox([title, self.hello, self.status, self.result], layout=W.Layout(width='auto', padding='8px', overflow='visible'))
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #488f8682
 @patch
@@ -497,7 +501,7 @@ def begin(self:_Page, reader=None):
     self.show(left[0] if left else self.of)
     if left and len(left)<self.of: self._say(f'Welcome back: {self.of-len(left)} of {self.of} cases are answered.')
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #12fc00e9
+# %% ../../nbs/lab/60_lab.reader.ipynb #aba09603
 @patch
 def show(self:_Page, k):
     "Show case `k`, or the end after the last one; `k` only moves once the case could be read"
@@ -513,7 +517,7 @@ def show(self:_Page, k):
     self.choice.value,self.why.value = c.choice,c.why
     self.quiet = False
     self.shown,self.since = _now(),time.monotonic()
-    self._buttons(c.choice is not None); self._say(f'Case {k+1} of {self.of}.'); self._swap(self.ask)
+    self._buttons(c.choice is not None); self._say(''); self._swap(self.ask)
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #f5751183
 @patch
@@ -633,7 +637,7 @@ def _ballots(self:ReaderStudy, df):
     names = self.info['models']; v = df[df.letter.str.len()==1]
     return pd.crosstab(v.group, v.model).reindex(columns=names, fill_value=0)
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #290bfee2
+# %% ../../nbs/lab/60_lab.reader.ipynb #2b06be14
 @patch
 def counts(self:ReaderStudy,
     readers=None, # Ids; default: all who have started
@@ -648,7 +652,7 @@ def counts(self:ReaderStudy,
     out = pd.DataFrame(dict(votes=V.sum(), share=[o.value for o in one], low=[o.low for o in one], high=[o.high for o in one], chance=1/k))
     more = df[df.letter.str.len()>1].model.value_counts().reindex(self.info['extras'].values(), fill_value=0)
     out = pd.concat([out, pd.DataFrame(dict(votes=more))]).rename_axis('model').rename_axis(None, axis=1)
-    out.attrs = dict(votes=n, groups=g, readers=df.reader.nunique(), interim=bool((df.status!='final').any()))
+    out.attrs = dict(votes=n, groups=g, readers=df.reader.nunique(), interim=bool((df.status!='final').any()), level=level)
     if out.attrs['interim']: out['status'] = 'interim or not blind'
     return out
 
@@ -706,6 +710,17 @@ def krippendorff_alpha(
     apart = total**2-(c.sum(0)**2).sum()
     return float(1-(total-1)*((n**2-(c**2).sum(1))/(n-1)).sum()/apart) if apart else float('nan')
 
+# %% ../../nbs/lab/60_lab.reader.ipynb #aefe7124
+def gwet_ac1(
+    counts, # (N,C): how many readers put image i into category c, a column for every answer that was possible
+)->float: # 1 for perfect agreement, 0 for chance; nan where no image has two answers
+    "Agreement that stays sensible when nearly all answers are the same (Gwet 2008)"
+    c = _whole(counts, 2); c = c[c.sum(1)>0]; n = c.sum(1); two = n>1
+    if not two.any(): return float('nan')
+    po = (((c[two]**2).sum(1)-n[two])/(n[two]*(n[two]-1))).mean(); share = (c/n[:,None]).mean(0)
+    pe = (share*(1-share)).sum()/(c.shape[1]-1)
+    return float((po-pe)/(1-pe))
+
 # %% ../../nbs/lab/60_lab.reader.ipynb #84ea0e8a
 def _percentile(stat, rows, groups, boots, level, seed):
     "`stat` of `rows` and its bootstrap interval over groups; draws in which it is undefined are left out"
@@ -730,7 +745,16 @@ def _raw(counts):
     "Share of pairs of readers who agree"
     n = counts.sum(1); return float((counts*(counts-1)).sum()/(n*(n-1)).sum()) if (n>1).any() else float('nan')
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #afa0b2d5
+# %% ../../nbs/lab/60_lab.reader.ipynb #dae7c94c
+_measures = {"Cohen's kappa":_cohen, "Fleiss' kappa":fleiss_kappa, "Krippendorff's alpha":krippendorff_alpha, "Gwet's AC1":gwet_ac1}
+
+def _agree(who, codes, names, group, k, boots, level, seed):
+    "One row for each measure in `names`: readers' category numbers `codes`, a row an image"
+    tally = _tally(codes.values, k)
+    return [dict(who=who, measure=o, agreement=_raw(tally), images=len(codes),
+                 **_percentile(_measures[o], codes.values if o=="Cohen's kappa" else tally, group[codes.index], boots, level, seed)) for o in names if len(codes)]
+
+# %% ../../nbs/lab/60_lab.reader.ipynb #9def0144
 @patch
 def agreement(self:ReaderStudy,
     readers=None, # Ids; default: all who have started
@@ -739,24 +763,19 @@ def agreement(self:ReaderStudy,
     level:float=.95, # Confidence
     seed:int=0, # Of the bootstrap
 )->pd.DataFrame: # One row a comparison: measure, value, low, high, agreement, images, undefined
-    "Agreement between readers (Cohen for two, Fleiss for more, Krippendorff always), and of each reader with himself where images were repeated"
+    "Agreement between readers (Cohen for two, Fleiss for more, Krippendorff and Gwet always), and of each reader with himself where images were repeated"
     df = self.results(readers, force); names = [*self.info['models'],*self.info['extras'].values()]; k = len(names)
     df = df.assign(code=df.model.map({o:i for i,o in enumerate(names)})); group = df.drop_duplicates('image').set_index('image').group
-    def row(who, measure, codes, items):
-        rows = codes if measure=="Cohen's kappa" else _tally(codes, k)
-        stat = {"Cohen's kappa":_cohen, "Fleiss' kappa":fleiss_kappa, "Krippendorff's alpha":krippendorff_alpha}[measure]
-        return dict(who=who, measure=measure, agreement=_raw(_tally(codes, k)), images=len(codes), **_percentile(stat, rows, group[items], boots, level, seed))
-    wide = df[df.again==0].pivot(index='image', columns='reader', values='code'); full = wide.dropna().astype(int); R = wide.shape[1]
-    out = [row(' and '.join(wide) if R==2 else f'{R} readers', "Cohen's kappa" if R==2 else "Fleiss' kappa", full.values, full.index)] if R>1 and len(full) else []
-    some = wide[wide.notna().sum(axis=1)>1].fillna(-1).astype(int)
-    if len(some): out.append(row(f'{R} readers', "Krippendorff's alpha", some.values, some.index))
+    wide = df[df.again==0].pivot(index='image', columns='reader', values='code'); R = wide.shape[1]; opts = group, k, boots, level, seed
+    some = wide[wide.notna().sum(axis=1)>1].fillna(-1).astype(int); who = ' and '.join(wide) if R==2 else f'{R} readers'
+    out = [] if R<2 else [*_agree(who, wide.dropna().astype(int), ["Cohen's kappa" if R==2 else "Fleiss' kappa"], *opts), *_agree(who, some, ["Krippendorff's alpha","Gwet's AC1"], *opts)]
     for r,d in df.groupby('reader'):
         two = d.pivot(index='image', columns='again', values='code').dropna().astype(int)
-        if two.shape[1]==2 and len(two): out.append(row(f'{r}, twice', "Cohen's kappa", two.values, two.index))
-    if not out: raise ResultError('agreement', 'one reader, no image repeated', 'it takes two readers, or a study with repeat=')
+        if two.shape[1]==2: out += _agree(f'{r}, twice', two, ["Cohen's kappa","Gwet's AC1"], *opts)
+    if not out: raise ResultError('agreement', 'no image with two answers', 'it takes two readers, or a study with repeat=')
     return pd.DataFrame(out).set_index('who')[['measure','value','low','high','agreement','images','undefined']]
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #4eb363de
+# %% ../../nbs/lab/60_lab.reader.ipynb #21cff623
 def reader_figure(
     counts:pd.DataFrame, # From `ReaderStudy.counts`
     title:str|None=None, # Default: numbers of votes, patients and readers
@@ -769,7 +788,7 @@ def reader_figure(
     ax.axvline(100*c.chance.iloc[0], color=OKABE_ITO[3], linestyle='--')
     ax.text(100*c.chance.iloc[0]+1, len(c)-.45, 'chance', color=OKABE_ITO[3], fontsize=8)
     ax.set_yticks(y, [f'{k} ({int(v)})' for k,v in c.votes.items()]); ax.set_xlim(-2, 102); ax.set_ylim(-.6, len(c)-.1)
-    ax.set_xlabel('share of votes in % (95 % interval)' if 'level' not in a else f"share of votes in % ({100*a['level']:g} % interval)")
+    ax.set_xlabel(f"share of votes in % ({100*a.get('level',.95):g} % interval)")
     told = f"{a['votes']} votes, {a['groups']} patients, {a['readers']} reader{'s'*(a['readers']>1)}" + (', INTERIM' if a['interim'] else '') if a else ''
     ax.set_title(told if title is None else title, fontsize=9, loc='left')
     for o in ('top','right'): ax.spines[o].set_visible(False)
