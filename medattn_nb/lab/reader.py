@@ -6,10 +6,10 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.reader.html.md"""
 
 # %% auto #0
 __all__ = ['PAPER_ANSWERS', 'paper_answers', 'multinomial_test', 'vote_pmf', 'vote_test', 'share_interval', 'create_study',
-           'ReaderStudy', 'draw_schedule', 'Case', 'case_figure', 'preference_test', 'fleiss_kappa',
+           'ReaderStudy', 'draw_schedule', 'Case', 'case_html', 'case_figure', 'preference_test', 'fleiss_kappa',
            'krippendorff_alpha', 'gwet_ac1', 'reader_figure', 'merge_studies']
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #71c22eba
+# %% ../../nbs/lab/60_lab.reader.ipynb #9e239890
 import contextlib,hashlib,html,io,json,math,sqlite3,time
 from datetime import datetime,timezone
 from pathlib import Path
@@ -23,7 +23,7 @@ from PIL import Image
 from scipy import stats
 from ..core import ArgumentError,DataError,MissingPackage,ResultError,ShapeError,derive_seed
 from ..figures import OKABE_ITO,SEQ,png_uri
-from ..metrics import Interval,bootstrap_ci,holm
+from ..metrics import Interval,holm
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #01438d3f
 _asym = 'Malignant melanomas have asymmetrical shapes, irregular borders and changes in color + the heat map for model {} covers the greatest area of the actual lesion'
@@ -172,10 +172,10 @@ def _sized(a, least=320, most=768):
     def one(o): return np.asarray(Image.fromarray(o.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
     return (one(a) if a.ndim==2 else np.stack([one(a[...,c]) for c in range(3)], 2)).clip(0, 1)
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #e142e670
+# %% ../../nbs/lab/60_lab.reader.ipynb #05bee41f
 def _png(a):
     "Colours (H,W,3) from 0 to 1 as a PNG without metadata"
-    b = io.BytesIO(); Image.fromarray((a*255).round().astype(np.uint8)).save(b, 'PNG'); return b.getvalue()
+    b = io.BytesIO(); Image.fromarray((a*255).round().astype(np.uint8)).save(b, 'PNG', compress_level=3); return b.getvalue()
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #436d7dfe
 def _overlay(im, heat, alpha=.5):
@@ -241,7 +241,7 @@ def _fingerprint(*parts):
     for o in parts: h.update(repr(o).encode())
     return h.hexdigest()
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #a1b79c1a
+# %% ../../nbs/lab/60_lab.reader.ipynb #3fc58a8c
 def create_study(
     path, # The new file; it must not exist
     images, # N images (H,W), (H,W,3), (1,H,W) or (3,H,W), as they are to be seen
@@ -261,6 +261,7 @@ def create_study(
     show_label:bool=False, # Show the image's class?
 ): # The `ReaderStudy`
     "A new study in one file; refuses to overwrite one"
+    if Path(path).exists(): raise ArgumentError('path', Path(path).name, 'it is there already, perhaps with answers; choose another name')
     extras = dict(none='none of them', unsure='cannot tell') if extras is None else dict(extras)
     rows,overlays,models = _parts(images, maps, labels, classes, names, groups, percent)
     if bad := [k for k in extras if len(k)<2]: raise ArgumentError('extras', bad, 'use keys of two or more letters; one letter stands for a map')
@@ -425,7 +426,7 @@ def _scale():
     cols = ','.join('#%02x%02x%02x' % tuple(round(255*o) for o in colormaps[SEQ](i/8)[:3]) for i in range(9))
     return f'<div style="margin:4px 0">Heat: low <span style="display:inline-block;width:120px;height:.8em;background:linear-gradient(90deg,{cols})"></span> high. Each map is scaled to its own maximum.</div>'
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #acdc5def
+# %% ../../nbs/lab/60_lab.reader.ipynb #214ab8e9
 def case_html(
     c:Case, # As from `ReaderStudy.case`
 )->str: # HTML with the pictures in it
@@ -542,13 +543,20 @@ def save(self:_Page):
     left = len(self.study.open_cases(self.reader))
     self._buttons(True); self._say(f'Saved. {self.of-left} of {self.of} answered.')
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #15e6e876
+# %% ../../nbs/lab/60_lab.reader.ipynb #359224f6
+def _html_table(df):
+    "`df` as HTML whose text is escaped, with some air between the columns"
+    return df.to_html(index=False, border=0, justify='left').replace('<td>', '<td style="padding:3px 14px 3px 0;text-align:left;vertical-align:top">')
+
+# %% ../../nbs/lab/60_lab.reader.ipynb #cfaf7c31
 @patch
 def close(self:_Page):
     "The end: with `reveal` the result of this reader, otherwise thanks"
     if self.reveal:
-        t = self.study.table(self.reader)
-        self.result.value = f'<h3>What you preferred</h3>{t.to_html()}<h3>Votes</h3>{self.study.counts([self.reader]).to_html()}'
+        t,c = self.study.table(self.reader).reset_index(),self.study.counts([self.reader])
+        share = [f'{100*o.share:.0f} % ({100*o.low:.0f} to {100*o.high:.0f})' if o.share>=0 else '–' for o in c.itertuples()]
+        v = pd.DataFrame({'model':c.index, 'votes':c.votes.values, 'share (95 % interval)':share})
+        self.result.value = f"<h3>What you preferred</h3>{_html_table(t)}<h3>Your votes</h3>{_html_table(v)}<p>Chance would give each model {100*c.chance.iloc[0]:.0f} % of the votes.</p>"
     self._say('Thank you. All answers are saved.'); self._swap(type(self.ask)())
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #e25e1aef
