@@ -164,3 +164,7 @@ def test_forest_hears_texture_and_nothing_else():
     assert forest_auc(phantom(n=150, contrast=3.))>.9
     for bad in (phantom(fractions=(1,0,0)),phantom(fractions=(0,0,1)),phantom().take(phantom().labels==1)):
         with pytest.raises(ArgumentError, match='test side'): forest_auc(bad)
+
+def test_forest_on_pictures_of_one_size():
+    data = load('phantom-texture', n=60, size=32, contrast=2.)
+    assert forest_auc(data, size=32)==forest_auc(data) and 0<=forest_auc(data, size=16)<=1

@@ -262,16 +262,18 @@ def whole_numbers(
     v = np.concatenate([x.mean((1,2)), x.std((1,2)), np.quantile(x, (.002,.01,.05,.25,.5,.75,.95,.99,.998), axis=(1,2)).ravel(), *[o.mean((1,2)) for o in parts], *octaves])
     return v.round(4) # the last bits of a sum differ between machines, and a forest would make a digit of it
 
-# %% ../../nbs/data/10_data.phantoms.ipynb #55d2fca4
+# %% ../../nbs/data/10_data.phantoms.ipynb #ab69927d
 def forest_auc(
     data:Data, # With two or more classes on the side 'test', and images on the others
     seed:int=0, # Of the forest
+    size:int|None=None, # Side that pictures are brought to first; `None` as they are, which must then be all grey or all colour
 )->float: # Area under the ROC curve; of several classes the mean, each against the rest
     "What a random forest scores on the test side from `whole_numbers` alone, made from all other sides"
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.metrics import roc_auc_score
     y,test = data.labels,(data.items.split=='test').to_numpy()
     if len(set(y[test]))<2 or set(y[test])!=set(y[~test]): raise ArgumentError('data', data, 'use a data set with the same two or more classes on the test side and on the others')
-    x = np.stack([whole_numbers(data.image(i)) for i in range(len(data))])
+    ims = (data.image(i) for i in range(len(data))) if size is None else data.tensors(size, channels=data.info.channels).permute(0,2,3,1).numpy()
+    x = np.stack([whole_numbers(o) for o in ims])
     p = RandomForestClassifier(300, min_samples_leaf=3, random_state=seed).fit(x[~test], y[~test]).predict_proba(x[test])
     return float(roc_auc_score(y[test], p[:,1]) if p.shape[1]==2 else roc_auc_score(y[test], p, multi_class='ovr'))

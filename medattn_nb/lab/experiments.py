@@ -224,7 +224,15 @@ def _blank(exp, name):
     pub = exp.published.get(name, Published())
     return dict(model=name, runs=0, auc=np.nan, auc_low=np.nan, auc_high=np.nan, sd=np.nan, diff=np.nan, low=np.nan, high=np.nan, se=np.nan, p=np.nan, p_holm=np.nan, parameters=pd.NA, published=pub.value, status='not run')
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #828f7c9f
+# %% ../../nbs/lab/20_lab.experiments.ipynb #d0aa33d4
+def _by_row(exp, records, preset):
+    "Row name -> the records of this preset of the experiment, by seed"
+    by = defaultdict(list)
+    for r in sorted(records, key=lambda r: r['seed']):
+        if (r['paper'],r['table'],r['preset'])==(exp.paper,exp.table,preset): by[r['row']].append(r)
+    return by
+
+# %% ../../nbs/lab/20_lab.experiments.ipynb #091fd182
 def compare(
     exp:Experiment, # Gives rows, baseline and published numbers
     records:list, # Records of this experiment, as from `run_experiment` or `Ledger.records`
@@ -233,9 +241,7 @@ def compare(
     boots:int=2000, # Bootstrap draws
 )->pd.DataFrame: # One row a model: runs, auc, auc_low, auc_high, sd, diff, low, high, se, p, p_holm, parameters, published, status
     "The experiment's table from its records; rows without records say 'not run'"
-    by = defaultdict(list)
-    for r in sorted(records, key=lambda r: r['seed']):
-        if (r['paper'],r['table'],r['preset'])==(exp.paper,exp.table,preset): by[r['row']].append(r)
+    by = _by_row(exp, records, preset)
     split = split or scored_part([o for rs in by.values() for o in rs])
     base,out = by[exp.baseline],[]
     for name in exp.rows:

@@ -7,7 +7,7 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.localise.html.md"""
 # %% auto #0
 __all__ = ['CAM_SCORES', 'seen', 'overlap', 'pixel_precision', 'cam_scores', 'grid_bound', 'mask_at_grid', 'prior_maps',
            'score_key', 'localise', 'sign_flip_test', 'compare_localisation', 'show_localisation',
-           'localisation_figure', 'best_models', 'figure7']
+           'localisation_answer', 'localisation_figure', 'best_models', 'figure7']
 
 # %% ../../nbs/lab/35_lab.localise.ipynb #fd042f3d
 import numpy as np
@@ -369,6 +369,20 @@ def show_localisation(
         'against uniform':[f'x {o:.2f}' for o in df.ratio], 'blank maps':[f'{100*o:.0f} %' for o in df.blank], 'from baseline':_ci(df['diff'], df.dlow, df.dhigh), 'p (Holm)':df.p_holm.map(_pv)}
     if 'random_p' in df: cols.update({'from random weights':_ci(df.random_diff, df.random_low, df.random_high), 'p (Holm) ':df.random_p_holm.map(_pv)})
     return pd.DataFrame(cols).set_axis(pd.Index(df.model, name='model'))
+
+# %% ../../nbs/lab/35_lab.localise.ipynb #fd3983a0
+def localisation_answer(
+    df:pd.DataFrame, # As from `compare_localisation`
+    what:str='energy inside the mask', # The metric, in words
+)->str: # A sentence or two
+    "What the comparison says, in words"
+    base,rest = df.model[0],df[df['diff'].notna() & ~df.model.str.startswith('random weights')]
+    sure = (rest.p_holm<.05) & ((rest.dlow>0) | (rest.dhigh<0))
+    def names(ok): return ', '.join(f'{m} ({d:+.3f})' for m,d in zip(rest.model[ok], rest['diff'][ok]))
+    parts = [f'{k} {what} than {base}: {names(ok)}' for k,ok in (('more',sure & (rest['diff']>0)),('less',sure & (rest['diff']<0))) if ok.any()]
+    said = '; '.join(parts) or f'no model differs from {base} in {what} by more than images and runs allow'
+    if (~sure).any() and parts: said += f"; no clear difference: {', '.join(rest.model[~sure])}"
+    return f'On {df.images[0]} images, {said}.'
 
 # %% ../../nbs/lab/35_lab.localise.ipynb #5354962d
 def localisation_figure(

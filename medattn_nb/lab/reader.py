@@ -435,7 +435,7 @@ def case_html(
     tiles = [_tile(c.image, head, f'Case {c.position+1}: the image'), *(_tile(b, f'Map {k}' + (f', P = {c.percents[k]:.1f} %' if c.percents else ''), f'Case {c.position+1}: the image under heat map {k}') for k,b in c.maps.items())]
     return f'<div style="{_grid(len(tiles))}">{"".join(tiles)}</div>{_scale()}'
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #a5e114d7
+# %% ../../nbs/lab/60_lab.reader.ipynb #cffcd835
 class _Page:
     "The widgets of one reader's page"
     def __init__(self, study, reveal=True):
@@ -445,8 +445,8 @@ class _Page:
         def button(text, **kw): return W.Button(description=text, layout=W.Layout(width='auto', min_width='120px'), **kw)
         self.id,self.go = W.Text(placeholder='such as R1', tooltip='Your reader id', layout=W.Layout(width='200px')),button('Start', button_style='primary')
         self.progress,self.pics,self.asks,self.status = W.HTML(),W.HTML(layout=W.Layout(width='auto')),W.HTML(),W.HTML()
-        self.choice = W.RadioButtons(options=[('Map A','A')], value=None, layout=W.Layout(width='max-content', min_width='180px'))
-        self.why = W.Textarea(continuous_update=False, rows=5, tooltip=study.info['why'], layout=W.Layout(width='auto', height='110px'))
+        self.choice = W.RadioButtons(options=[('Map A','A')], value=None, tooltip=study.info['question'], layout=W.Layout(width='max-content', min_width='180px'))
+        self.why = W.Textarea(continuous_update=False, rows=5, tooltip=study.info['why'], placeholder='Saved when you leave this box.', layout=W.Layout(width='auto', height='110px'))
         self.back,self.next = button('Back', icon='arrow-left'),button('Next', icon='arrow-right', button_style='primary')
         self.again,self.finish = button('Save again', button_style='warning'),button('Finish and see the result' if reveal else 'Finish', button_style='success')
         self.result = W.HTML()
