@@ -267,6 +267,18 @@ def test_the_page_says_that_it_was_not_saved(make):
     con.execute('ROLLBACK'); con.close(); p.again.click()
     assert 'Saved' in p.status.value and 'NOT' not in p.status.value and not p.next.disabled and p.again.layout.display=='none' and s.case('r',0).choice=='B'
 
+def answer_on_a_full_disk(path):
+    import resource
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(path),)*2)
+    try: ReaderStudy(path).answer('r', 0, 'A', 'x'*200_000)
+    except DataError: os._exit(7)
+    os._exit(8)
+
+def test_a_full_disk_is_said_and_the_file_stays_whole(make):
+    pytest.importorskip('resource'); s = make(); s.start('r'); s.answer('r', 1, 'B')
+    p = START.Process(target=answer_on_a_full_disk, args=(s.path,)); p.start(); p.join(120)
+    assert p.exitcode==7 and s.answers().choice.tolist()==['B'] and s._rows('PRAGMA integrity_check')==[('ok',)] and s.answer('r', 0, 'C')
+
 def test_the_page_survives_a_lost_file(make):
     pytest.importorskip('ipywidgets'); s = make(); p = s.page('r').logic; moved = s.path.rename(s.path.with_suffix('.away'))
     p.choice.value = 'A'; assert 'NOT saved' in p.status.value and not s.path.exists()
@@ -288,6 +300,16 @@ def test_the_page_by_hand(make):
     p.next.click(); p.finish.click(); assert 'best model' in p.result.value and 'Thank you' in p.status.value
     q = s.page('r', reveal=False).logic; assert q.box.children[1] is q.end; q.back.click(); q.choice.value = 'B'
     assert 'no longer change' in q.status.value and s.case('r',3).choice=='unsure'
+
+def test_hasty_clicks_skip_nothing(make):
+    "Clicks that arrive before the browser has drawn the next case"
+    pytest.importorskip('ipywidgets'); s = make(); p = s.page('r').logic
+    p.back.click(); p.next.click(); assert p.k==0
+    p.choice.value = 'A'; p.next.click(); p.next.click(); p.next.click(); assert p.k==1 and s.open_cases('r')==[1,2,3]
+    p.back.click(); p.back.click(); p.back.click(); assert p.k==0 and p.choice.value=='A'
+    for _ in range(3): p.next.click(); p.choice.value = 'B'
+    for _ in range(3): p.next.click()
+    assert p.box.children[1] is p.end and p.k==4
 
 def test_a_page_that_does_not_reveal(make):
     pytest.importorskip('ipywidgets'); s = make(); p = s.page('r', reveal=False).logic

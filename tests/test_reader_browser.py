@@ -73,7 +73,7 @@ def test_a_reader_at_work(nb):
         assert not r.button('Next').is_enabled() and not r.button('Back').is_enabled() and not blind(r)
         shot(r, 'case')
         d.set_window_size(820, 1300); r.wait(lambda: len({o.location['y'] for o in r.all('figure img')})>1, 'the pictures do not wrap in a narrow window'); shot(r, 'narrow')
-        assert all(o.size['width']>=180 for o in r.all('figure img')); d.set_window_size(1400, 1300)
+        assert all(o.size['width']>=150 for o in r.all('figure img')); d.set_window_size(1400, 1300)
 
         r.choose('Map B'); r.wait(lambda: saved(db)==[(0,'B','')], 'the click did not reach the file')
         r.sees('Saved. 1 of 4 answered')

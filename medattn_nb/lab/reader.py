@@ -410,11 +410,11 @@ def answers(self:ReaderStudy,
     g = df.groupby(['reader','position'])
     return g.tail(1).set_index(['reader','position'])[['choice','why','saved']].assign(changes=g.choice.size()-1, seconds=visits).sort_index().reset_index()
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #4350c213
+# %% ../../nbs/lab/60_lab.reader.ipynb #4f1cf185
 def _grid(n):
     "CSS of `n` tiles: up to four in a row, five and more in two rows, fewer in a row where the window is narrow"
     nc = n if n<=4 else -(-n//2)
-    return f'display:grid;grid-template-columns:repeat(auto-fit,minmax(max(min(200px,100%),calc((100% - {10*(nc-1)}px)/{nc})),1fr));gap:10px;max-width:1300px'
+    return f'display:grid;grid-template-columns:repeat(auto-fit,minmax(max(min(160px,100%),calc((100% - {10*(nc-1)}px)/{nc})),1fr));gap:10px;max-width:1300px'
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #062c0747
 def _tile(png, title, alt): 
@@ -466,12 +466,12 @@ def _build(self:_Page, W):
     self.end = W.VBox([W.HTML('<p><b>All cases are answered.</b> You can still go back and change answers, '+after+'.</p>'), rows(self.back, self.finish)])
     self.box = W.VBox([title, self.hello, self.status, self.result], layout=W.Layout(width='auto', padding='8px', overflow='visible'))
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #488f8682
+# %% ../../nbs/lab/60_lab.reader.ipynb #9bc11bae
 @patch
 def _wire(self:_Page):
     "What happens on a click"
     self.go.on_click(lambda _: self._try(self.begin)); self.again.on_click(lambda _: self.save())
-    self.back.on_click(lambda _: self._try(lambda: self.show(self.k-1))); self.next.on_click(lambda _: self._try(lambda: self.show(self.k+1)))
+    self.back.on_click(lambda _: self._try(lambda: self.show(max(0, self.k-1)))); self.next.on_click(lambda _: self._try(self.forward))
     self.finish.on_click(lambda _: self._try(self.close))
     self.choice.observe(self._changed, 'value'); self.why.observe(self._changed, 'value')
 
@@ -520,6 +520,12 @@ def show(self:_Page, k):
     self.shown,self.since = _now(),time.monotonic()
     self._buttons(c.choice is not None); self._say(''); self._swap(self.ask)
 
+# %% ../../nbs/lab/60_lab.reader.ipynb #cf7c8f6a
+@patch
+def forward(self:_Page):
+    "To the next case, unless this one is open: a second click may be on its way before the browser knows that the button is off"
+    if self.k<self.of and self.k not in self.study.open_cases(self.reader): self.show(self.k+1)
+
 # %% ../../nbs/lab/60_lab.reader.ipynb #f5751183
 @patch
 def _buttons(self:_Page, saved, failed=False):
@@ -543,10 +549,10 @@ def save(self:_Page):
     left = len(self.study.open_cases(self.reader))
     self._buttons(True); self._say(f'Saved. {self.of-left} of {self.of} answered.')
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #359224f6
+# %% ../../nbs/lab/60_lab.reader.ipynb #d352c6c8
 def _html_table(df):
     "`df` as HTML whose text is escaped, with some air between the columns"
-    return df.to_html(index=False, border=0, justify='left').replace('<td>', '<td style="padding:3px 14px 3px 0;text-align:left;vertical-align:top">')
+    return df.to_html(index=False, border=0, justify='left').replace('<td>', '<td style="padding:3px 14px 3px 0;text-align:left;vertical-align:top">').replace('<th>', '<th style="padding:3px 14px 3px 0;text-align:left">')
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #cfaf7c31
 @patch
