@@ -33,6 +33,18 @@ class TestControl(Battery):
     def tight(self, kind, channels): return dict(reduction=1 if channels<4 else 4)
     def map_shape(self, key, b, c, h, w): return b,c,h,w
 
+@pytest.mark.parametrize('size', [(1,5,1,1), (2,3,7,4)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+def test_constant_gate(size, dtype):
+    m,x = create('constant', size[1], value=.25),torch.randn(size).to(dtype)
+    out,maps = m(x, return_map=True)
+    assert torch.equal(out, x/4) and out.dtype==dtype and maps['channel'].shape==(*size[:2],1,1) and not list(m.parameters())
+    with open_gates(m): assert torch.equal(m(x), x)
+
+@pytest.mark.parametrize('value', [0, -1, float('inf'), float('nan'), True])
+def test_constant_gate_needs_a_factor(value):
+    with pytest.raises(ArgumentError, match='above 0'): create('constant', 4, value=value)
+
 # --- symmetries ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize('kind', ['se','channel','gc','gc-both','cbam-c'])
 def test_places_may_be_permuted(kind):

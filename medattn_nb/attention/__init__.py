@@ -9,9 +9,10 @@ __all__ = ['Attention', 'register', 'create', 'available', 'attention_modules', 
            'SE', 'ChannelSE', 'ChannelGate', 'SRM', 'SpatialGate', 'CBAM', 'SpatialSE', 'SCSE', 'BAM', 'AttentionGate',
            'GridAttentionGate', 'SoftMask', 'ResidualAttention', 'ResidualUnit', 'GC', 'plain_attention',
            'exact_attention', 'concat_attention', 'attention_rows', 'attention_received', 'Pairwise', 'NonLocal', 'PAM',
-           'CAM', 'crisscross_attention', 'CrissCross', 'PointwiseControl', 'AttentionBlock', 'insert_attention']
+           'CAM', 'crisscross_attention', 'CrissCross', 'PointwiseControl', 'ConstantGate', 'AttentionBlock',
+           'insert_attention']
 
-# %% ../../nbs/blocks/19_attention.ipynb #e0c7295b
+# %% ../../nbs/blocks/19_attention.ipynb #d3a9719d
 from .registry import Attention,register,create,available,attention_modules,collect_maps,open_gates,check_attention
 from .channel import SE,ChannelSE,ChannelGate,SRM
 from .spatial import SpatialGate,CBAM
@@ -23,10 +24,10 @@ from .exact import plain_attention,exact_attention,concat_attention,attention_ro
 from .pairwise import Pairwise,NonLocal
 from .dual import PAM,CAM
 from .crisscross import crisscross_attention,CrissCross
-from .control import PointwiseControl
+from .control import PointwiseControl,ConstantGate
 from .insertion import AttentionBlock,insert_attention
 
-# %% ../../nbs/blocks/19_attention.ipynb #0b7f5769
+# %% ../../nbs/blocks/19_attention.ipynb #604e2dcb
 _all_ = ['Attention','register','create','available','attention_modules','collect_maps','open_gates','check_attention',
          'SE','ChannelSE','ChannelGate','SRM','SpatialGate','CBAM','SpatialSE','SCSE','BAM','AttentionGate','GridAttentionGate','SoftMask','ResidualAttention','ResidualUnit','GC',
-         'plain_attention','exact_attention','concat_attention','attention_rows','attention_received','Pairwise','NonLocal','PAM','CAM','crisscross_attention','CrissCross','PointwiseControl','AttentionBlock','insert_attention']
+         'plain_attention','exact_attention','concat_attention','attention_rows','attention_received','Pairwise','NonLocal','PAM','CAM','crisscross_attention','CrissCross','PointwiseControl','ConstantGate','AttentionBlock','insert_attention']

@@ -114,11 +114,12 @@ def cam_scores(
     df.attrs.update(layer=cam.layer, grid=tuple(cam.grid))
     return df
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #fbd44217
+# %% ../../nbs/lab/35_lab.localise.ipynb #4e31127a
 def _stretch(n, size):
     "The matrix (n,size) that stretches n cells over `size` pixels, as `gradcam` does"
     return F.interpolate(torch.eye(n)[None], size=size, mode='linear', align_corners=False)[0].numpy().astype(float)
 
+# %% ../../nbs/lab/35_lab.localise.ipynb #9aa20f72
 def _check_grid(grid):
     if np.shape(grid)!=(2,) or min(grid)<1: raise ArgumentError('grid', grid, 'give two numbers of cells, (height, width)')
     return tuple(int(o) for o in grid)
@@ -153,23 +154,25 @@ def prior_maps(
     if len(m)<2: raise ShapeError('masks', m, 'expected two or more: the map of one image is made of the others')
     return (m.sum(0)-m)/(len(m)-1)
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #82b97898
+# %% ../../nbs/lab/35_lab.localise.ipynb #a74ed206
 CAM_SCORES = dict(energy='area', hit='chance', overlap='area', ap='area') # Score -> what a map that is equal everywhere gets
 
 def _round(v, digits=5): return np.round(np.asarray(v, float), digits)
 
+# %% ../../nbs/lab/35_lab.localise.ipynb #cf9111a5
 def _full(n, idx, v):
     "`v` at the positions `idx` of `n` images, nan elsewhere"
     out = np.full(n, np.nan); out[idx] = v
     return _round(out)
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #7648c2c9
+# %% ../../nbs/lab/35_lab.localise.ipynb #8b5ab320
 def _predicted(learn, recipe, data, bs):
     "Softmax probabilities (N,K) for all images"
     parts = np.split(np.arange(len(data)), range(bs, len(data), bs))
     learn.model.eval()
     with torch.no_grad(): return torch.cat([learn.model(seen(learn, recipe, data, k)).float().softmax(1).cpu() for k in parts]).numpy()
 
+# %% ../../nbs/lab/35_lab.localise.ipynb #0d83fbd1
 def _external(data, p):
     "File, label, group and score of every image, and their metrics where both classes are there"
     p = _round(p[:,1] if p.shape[1]==2 else p, 6)
@@ -186,12 +189,13 @@ def _summary(df, masks, grid):
         bound=float(grid_bound(masks, grid).mean()), mask_energy=float(soft.energy.mean()), mask_hit=float(soft.hit.mean()),
         prior_energy=float(prior.energy.mean()), prior_hit=float(prior.hit.mean()), cells_h=grid[0], cells_w=grid[1])
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #a64c9ecc
+# %% ../../nbs/lab/35_lab.localise.ipynb #02f9fe48
 def _as_run(run):
     "What a record says of its run, also for a bare recipe"
     if isinstance(run, Recipe): return dict(paper='adhoc', table='adhoc', row=' + '.join(filter(None, (run.model,run.attention))), preset='laptop', recipe=run.to_dict(), data=None)
     return run
 
+# %% ../../nbs/lab/35_lab.localise.ipynb #f2d77a33
 def _same_data(run, train):
     "Raise `ResultError` unless `train` is what the run was trained on"
     was = run['data']
@@ -235,7 +239,7 @@ def localise(
         seed=recipe.seed, data=_describe(data), metrics=metrics, history=[], scores=scores, parameters=sum(o.numel() for o in learn.model.parameters()), seconds=0.,
         memory_mb=peak_memory(device), resumed=0, environment=environment(learn.dls.device))
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #b96885e3
+# %% ../../nbs/lab/35_lab.localise.ipynb #177520f5
 def _learner(recipe, checkpoints, train, random=None, device='cpu'):
     "The trained learner, or one with random weights"
     if random is None: return load_trained(recipe, checkpoints, train, device=device)
@@ -243,6 +247,7 @@ def _learner(recipe, checkpoints, train, random=None, device='cpu'):
     learn.model = random_weights(learn.model, random)
     return learn
 
+# %% ../../nbs/lab/35_lab.localise.ipynb #66de906c
 def _scored(learn, recipe, data, layers, targets, tolerance, bs):
     "Values of every image, and their means"
     name,(m,idx) = data.info.name,_masked(data, recipe)
@@ -290,12 +295,13 @@ def _stack(by, layer, target, metric, blank):
     _,y,_,groups = next(iter(got.values()))[0]
     return {k:np.stack([o[0] for o in v]) for k,v in got.items()},y,{k:float(np.mean([o[2].mean() for o in v])) for k,v in got.items()},groups
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #02c0b2ef
+# %% ../../nbs/lab/35_lab.localise.ipynb #5c2106ed
 def _mean(V, axis=None):
     "Mean without nan; nan where there is nothing else"
     n = (~np.isnan(V)).sum(axis)
     return np.divide(np.nansum(V, axis), n, out=np.full(np.shape(n), np.nan), where=n>0)
 
+# %% ../../nbs/lab/35_lab.localise.ipynb #37ee7ae8
 def _draws(V, W, rng):
     "Mean of scores (runs,n) in each draw of images, `W` (draws,n), and of runs"
     n = W@(~np.isnan(V)).T
@@ -356,11 +362,12 @@ def compare_localisation(
         df.insert(df.columns.get_loc(p)+1, f'{p}_holm', pd.Series(holm(df[p][asked]), index=df.index[asked]) if asked.any() else np.nan)
     return df
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #e5ee1d1a
+# %% ../../nbs/lab/35_lab.localise.ipynb #d7160cf6
 def _num(v, spec='.3f'): return '–' if pd.isna(v) else format(v, spec)
 def _pv(v): return '–' if pd.isna(v) else '< 0.001' if v<.001 else f'{v:.3f}'
 def _ci(d, lo, hi): return ['–' if pd.isna(a) else f'{a:+.3f} ({b:+.3f} to {c:+.3f})' for a,b,c in zip(d, lo, hi)]
 
+# %% ../../nbs/lab/35_lab.localise.ipynb #f5a824d5
 def show_localisation(
     df:pd.DataFrame, # As from `compare_localisation`
 )->pd.DataFrame: # Strings, indexed by model
@@ -406,9 +413,10 @@ def localisation_figure(
     fig.legend(*ax.get_legend_handles_labels(), loc='outside lower center', ncols=4, frameon=False, fontsize=8)
     return fig
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #3277385d
+# %% ../../nbs/lab/35_lab.localise.ipynb #270a16f1
 _words = dict(energy='energy inside the mask', hit='maximum inside the mask', overlap='overlap at equal area', ap='average precision')
 
+# %% ../../nbs/lab/35_lab.localise.ipynb #dbf42e8b
 def _lines(by, layer, target, metric):
     "Value, name, colour and style of the yardsticks"
     r = next(iter(by.values()))[0]
@@ -417,6 +425,7 @@ def _lines(by, layer, target, metric):
     look = dict(uniform=('uniform map','.3',':'), prior=("other images' masks",'.3','--'), mask=(f"the mask on {m['cells_h']} x {m['cells_w']} cells",OKABE_ITO[2],'--'), bound=('best cell (bound)',OKABE_ITO[2],'-'))
     return [(have[k],*v) for k,v in look.items() if have[k] is not None]
 
+# %% ../../nbs/lab/35_lab.localise.ipynb #4a8b9a9f
 def _model_line(ax, i, r, runs):
     "A model's runs, mean and interval in line `i`"
     c = '.45' if r.model.startswith('random') else OKABE_ITO[0]
@@ -431,7 +440,16 @@ def _winners(S, worst=False):
     top = np.sort(S, 0)[-2:]
     return np.where(top[1]-top[0]>1e-9, S.argmax(0), -1)
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #673098c5
+# %% ../../nbs/lab/35_lab.localise.ipynb #f6399463
+def _count(w, k): return np.bincount(w[w>=0], minlength=k)
+
+def _contest(rows, S):
+    "Wins of scores (k,n) with their exact test"
+    k = len(rows); wins = _count(_winners(S), k)
+    p = [stats.binomtest(int(w), int(wins.sum()), 1/k).pvalue for w in wins] if wins.sum() else [np.nan]*k
+    return pd.DataFrame(dict(model=rows, wins=wins, share=wins/max(wins.sum(), 1), chance=1/k, p=p, p_holm=holm(p) if wins.sum() else np.nan, last=_count(_winners(S, True), k)))
+
+# %% ../../nbs/lab/35_lab.localise.ipynb #cfe72120
 def best_models(
     records:list, # As from `localise`, all of one evaluated set
     layer:str='layer4.1', # Layer of the maps
@@ -445,13 +463,9 @@ def best_models(
     if len(rows)<2: raise ArgumentError('rows', rows, 'a contest needs two or more models')
     by = _grouped(records, rows)
     V = _stack(by, layer, target, metric, blank)[0]
-    S,k = np.stack([_mean(v, 0) for v in V.values()]),len(rows)
-    count = lambda w: np.bincount(w[w>=0], minlength=k)
-    wins = count(_winners(S))
-    p = [stats.binomtest(int(w), int(wins.sum()), 1/k).pvalue for w in wins] if wins.sum() else [np.nan]*k
-    df = pd.DataFrame(dict(model=rows, wins=wins, share=wins/max(wins.sum(), 1), chance=1/k, p=p, p_holm=holm(p) if wins.sum() else np.nan, last=count(_winners(S, True))))
+    df = _contest(rows, np.stack([_mean(v, 0) for v in V.values()]))
     seeds = [{r['seed']:v for r,v in zip(rs, V[m])} for m,rs in by.items()]
-    for s in sorted(set.intersection(*map(set, seeds))): df[f'seed {s}'] = count(_winners(np.stack([o[s] for o in seeds])))
+    for s in sorted(set.intersection(*map(set, seeds))): df[f'seed {s}'] = _count(_winners(np.stack([o[s] for o in seeds])), len(rows))
     return df
 
 # %% ../../nbs/lab/35_lab.localise.ipynb #19b5892c

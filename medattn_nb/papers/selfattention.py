@@ -21,10 +21,11 @@ from ..lab.report import pick_records
 from ..lab.training import Recipe
 from ..figures import OKABE_ITO
 
-# %% ../../nbs/papers/50_papers.selfattention.ipynb #0f1d1fe0
+# %% ../../nbs/papers/50_papers.selfattention.ipynb #003e89e7
 PAPER_ROWS = {'ResNet-18':{}, 'ResNet-18 + SE':dict(attention='se'), 'ResNet-18 + CBAM':dict(attention='cbam'), 'ResNet-18 + GC':dict(attention='gc')}
 ROWS = {**PAPER_ROWS, 'ResNet-18 + SRM':dict(attention='srm'), 'ResNet-18 + BAM':dict(attention='bam', where='between'),
-        'ResNet-18 + Non-local':dict(attention='nonlocal', where='stage:3'), 'ResNet-18 + control':dict(attention='control')}
+        'ResNet-18 + Non-local':dict(attention='nonlocal', where='stage:3'), 'ResNet-18 + control':dict(attention='control'),
+        'ResNet-18 + half gate':dict(attention='constant')}
 
 # %% ../../nbs/papers/50_papers.selfattention.ipynb #6c3934e4
 def parameters(
@@ -85,8 +86,8 @@ CHOICES = Experiment('selfattention', 'choices', 'What the open choices do to Re
     presets=dict(smoke=_smoke.replace(attention='gc'), laptop=CT.presets['laptop'].replace(attention='gc', size=64, epochs=15)),
     seeds=dict(smoke=(0,), laptop=(0,1,2)), published={}, note='64 x 64 pixels, 15 epochs.')
 
-# %% ../../nbs/papers/50_papers.selfattention.ipynb #b1198b38
-PHANTOM = Experiment('selfattention', 'phantom', 'A lesion in texture: the same networks on synthetic images', {**PAPER_ROWS, 'ResNet-18 + control':ROWS['ResNet-18 + control']},
+# %% ../../nbs/papers/50_papers.selfattention.ipynb #10299d55
+PHANTOM = Experiment('selfattention', 'phantom', 'A lesion in texture: the same networks on synthetic images', {k:ROWS[k] for k in (*PAPER_ROWS,'ResNet-18 + control')},
     presets=dict(smoke=_smoke, laptop=_phantom, paper=_paper('phantom-texture', data_options=dict(n=1200, size=224, contrast=1.8)).replace(split='official')),
     seeds=dict(smoke=(0,1), laptop=(0,1), paper=(0,1,2)), published={},
     note='Synthetic images with a known lesion; batches of 16 and a lower rate than the paper, so that a few hundred images suffice.')
