@@ -16,7 +16,7 @@ install: ## Install the project with its own environment in .venv (the others do
 	@test -n "$(PYTHON)" || { echo "Python 3.10 or newer is needed; none was found. Name one with: make PYTHON=/path/to/python3"; exit 1; }
 	@"$(PYTHON)" tools/install.py
 
-demo: install ## Train, compare and draw five small networks on synthetic images; ends with report.html
+demo: install ## Train, compare and draw six small networks on synthetic images; ends with report.html
 	@$(BIN)/medattn demo
 
 test: install ## Run every test: notebooks in step, their cells, then pytest

@@ -230,13 +230,13 @@ def _own_path(path, exp, n):
     p = Path(path)
     return p if n==1 else p.with_stem(f'{p.stem}-{exp.table}')
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #97f739cb
+# %% ../../nbs/lab/50_lab.cli.ipynb #b32376d5
 _demo_dir = Path('runs/demo')
 
 @_command('demo', 'medattn demo', _arg('--out', default='.', metavar='DIR', help='where report.html goes (default: here)'), _preset, _seed_list, _device,
     _arg('--fresh', action='store_true', help='forget earlier runs of the demo and start anew'))
 def _demo(a):
-    "Train and compare five small networks on synthetic images (minutes), then write report.html"
+    "Train and compare six small networks on synthetic images (minutes), then write report.html"
     exp, = _able(_find('selfattention/phantom'), a.preset)
     a.data_root,done,checkpoints = None,_demo_dir/'results',_demo_dir/'checkpoints'
     exp.recipes(a.preset, a.seeds)

@@ -50,8 +50,8 @@ def stage_shapes(
             out.append((name, tuple(x.shape[1:])))
     return pd.DataFrame(out, columns=['stage','shape'])
 
-# %% ../../nbs/papers/50_papers.selfattention.ipynb #349b05dd
-_phantom = Recipe(data='phantom-texture', data_options=dict(contrast=2.), size=64, lr=.02, epochs=6, batch_size=16, augment=('hflip','vflip'), channels_last=True)
+# %% ../../nbs/papers/50_papers.selfattention.ipynb #fcc1f231
+_phantom = Recipe(data='phantom-texture', data_options=dict(contrast=2.), size=64, lr=.02, epochs=5, batch_size=16, augment=('hflip','vflip'), channels_last=True)
 _smoke = _phantom.replace(data_options=dict(n=240, size=64, contrast=2.6), size=48, epochs=3)
 
 def _paper(data, epochs=100, **kw): return Recipe(data=data, split='random', size=224, augment=('crop','hflip'), epochs=epochs, channels_last=True, amp='bf16', **kw)
@@ -86,8 +86,8 @@ CHOICES = Experiment('selfattention', 'choices', 'What the open choices do to Re
     presets=dict(smoke=_smoke.replace(attention='gc'), laptop=CT.presets['laptop'].replace(attention='gc', size=64, epochs=15)),
     seeds=dict(smoke=(0,), laptop=(0,1,2)), published={}, note='64 x 64 pixels, 15 epochs.')
 
-# %% ../../nbs/papers/50_papers.selfattention.ipynb #10299d55
-PHANTOM = Experiment('selfattention', 'phantom', 'A lesion in texture: the same networks on synthetic images', {k:ROWS[k] for k in (*PAPER_ROWS,'ResNet-18 + control')},
+# %% ../../nbs/papers/50_papers.selfattention.ipynb #f7e8a119
+PHANTOM = Experiment('selfattention', 'phantom', 'A lesion in texture: the same networks on synthetic images', {k:ROWS[k] for k in (*PAPER_ROWS,'ResNet-18 + control','ResNet-18 + half gate')},
     presets=dict(smoke=_smoke, laptop=_phantom, paper=_paper('phantom-texture', data_options=dict(n=1200, size=224, contrast=1.8)).replace(split='official')),
     seeds=dict(smoke=(0,1), laptop=(0,1), paper=(0,1,2)), published={},
     note='Synthetic images with a known lesion; batches of 16 and a lower rate than the paper, so that a few hundred images suffice.')
@@ -103,7 +103,7 @@ def tables(
     ledger = Ledger(results)
     return {k:compare(o, pick_records(o, ledger.records(o.paper, k), preset), preset) for k,o in tasks.items()}
 
-# %% ../../nbs/papers/50_papers.selfattention.ipynb #bf19881b
+# %% ../../nbs/papers/50_papers.selfattention.ipynb #03b6a1b3
 def overview_figure(
     cards:dict, # Table name -> as from `compare`
 )->Figure: # Pass it to `show_fig`
@@ -112,8 +112,8 @@ def overview_figure(
     axs = fig.subplots(1, len(cards), sharey=True, sharex=True, squeeze=False)[0]
     for ax,(k,df) in zip(axs, cards.items()):
         for i,o in enumerate(df.iloc[1:].itertuples()):
-            c = OKABE_ITO[5 if o.low>0 else 6 if o.high<0 else 0]
-            if o.low==o.low: ax.errorbar(df['diff'][i+1], i, xerr=[[df['diff'][i+1]-o.low],[o.high-df['diff'][i+1]]], fmt='o', ms=5, capsize=3, color=c)
+            c,mark = (OKABE_ITO[0],'>') if o.low>0 else (OKABE_ITO[3],'<') if o.high<0 else ('.35','o')
+            if o.low==o.low: ax.errorbar(df['diff'][i+1], i, xerr=[[df['diff'][i+1]-o.low],[o.high-df['diff'][i+1]]], fmt=mark, ms=6, capsize=3, color=c)
             else: ax.text(.5, i, 'not run', transform=ax.get_yaxis_transform(), ha='center', va='center', color='.4', fontsize=8)
         ax.axvline(0, color='.4', lw=1); ax.set_title(k, fontsize=10)
         ax.set(yticks=range(len(df)-1), yticklabels=[m.replace('ResNet-18 ', '') for m in df.model[1:]], ylim=(len(df)-1.5, -.5))
