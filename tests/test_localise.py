@@ -1,5 +1,5 @@
 "What is no lesson: scores against oracles, the bound of a grid, normalisation by the training set, records there and back, order, bad input"
-import json
+import json,re
 import numpy as np
 import pytest
 import torch
@@ -265,3 +265,10 @@ def test_external_auc_by_the_usual_comparison(record, data, train):
     exp = Experiment('adhoc', 'adhoc-localisation', 'External', {'resnet18':{}, 'other':{}}, {'laptop':RECIPE}, {'laptop':(0,)}, {})
     df = compare(exp, [record,other], 'laptop', split='phantom-texture', boots=100)
     assert df.auc[0]==pytest.approx(record['metrics']['phantom-texture']['auc']) and df.runs.tolist()==[1,1]
+
+def test_answer_in_words():
+    df = compare_localisation(rows(), 'l', boots=500)
+    assert re.fullmatch(r'On 40 images, more energy inside the mask than a: b \(\+0\.(09|10).\)\.', localisation_answer(df))
+    assert 'one run' in localisation_answer(compare_localisation([o for o in rows() if o['seed']==0], 'l', boots=500))
+    same = compare_localisation(rows(gain=0), 'l', boots=500)
+    assert 'no model differs from a' in localisation_answer(same)

@@ -377,19 +377,20 @@ def show_localisation(
     if 'random_p' in df: cols.update({'from random weights':_ci(df.random_diff, df.random_low, df.random_high), 'p (Holm) ':df.random_p_holm.map(_pv)})
     return pd.DataFrame(cols).set_axis(pd.Index(df.model, name='model'))
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #fd3983a0
+# %% ../../nbs/lab/35_lab.localise.ipynb #b822793e
 def localisation_answer(
     df:pd.DataFrame, # As from `compare_localisation`
     what:str='energy inside the mask', # The metric, in words
 )->str: # A sentence or two
     "What the comparison says, in words"
-    base,rest = df.model[0],df[df['diff'].notna() & ~df.model.str.startswith('random weights')]
+    base,rest = df.model[df['diff'].isna()].iloc[0],df[df['diff'].notna() & ~df.model.str.startswith('random weights')]
     sure = (rest.p_holm<.05) & ((rest.dlow>0) | (rest.dhigh<0))
     def names(ok): return ', '.join(f'{m} ({d:+.3f})' for m,d in zip(rest.model[ok], rest['diff'][ok]))
     parts = [f'{k} {what} than {base}: {names(ok)}' for k,ok in (('more',sure & (rest['diff']>0)),('less',sure & (rest['diff']<0))) if ok.any()]
     said = '; '.join(parts) or f'no model differs from {base} in {what} by more than images and runs allow'
     if (~sure).any() and parts: said += f"; no clear difference: {', '.join(rest.model[~sure])}"
-    return f'On {df.images[0]} images, {said}.'
+    one = ' With one run of a model, nothing is known of its other seeds.' if df.runs.min()<2 else ''
+    return f'On {df.images[0]} images, {said}.{one}'
 
 # %% ../../nbs/lab/35_lab.localise.ipynb #5354962d
 def localisation_figure(
