@@ -9,7 +9,7 @@ __all__ = ['CAM_SCORES', 'seen', 'overlap', 'pixel_precision', 'cam_scores', 'gr
            'score_key', 'localise', 'sign_flip_test', 'compare_localisation', 'show_localisation',
            'localisation_answer', 'localisation_figure', 'best_models', 'figure7']
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #fd042f3d
+# %% ../../nbs/lab/35_lab.localise.ipynb #b1727587
 import numpy as np
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
-from ..core import ArgumentError,ResultError,ShapeError
+from ..core import ArgumentError,ResultError,ShapeError,derive_seed
 from ..data.datasets import Data
 from ..figures import OKABE_ITO
 from .training import BatchDL,Recipe
@@ -330,7 +330,7 @@ def _against(V, D, k, base, groups, level):
     lo,hi = np.nanquantile(D[k]-D[base], [(1-level)/2,(1+level)/2])
     return dict(diff=_mean(V[k], 1).mean()-_mean(V[base], 1).mean(), low=lo, high=hi, p=sign_flip_test(_mean(V[k], 0)-_mean(V[base], 0), groups))
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #14b77022
+# %% ../../nbs/lab/35_lab.localise.ipynb #ce52221a
 def compare_localisation(
     records:list, # As from `localise`, all of one evaluated set
     layer:str='layer4.1', # Layer of the maps
@@ -350,7 +350,7 @@ def compare_localisation(
     if base not in V: raise ArgumentError('baseline', base, f"choose from {', '.join(V)}")
     strata = _strata(len(y), groups)
     W = np.stack([np.bincount(_resample(strata, rng), minlength=len(y)) for _ in range(_n_draws(boots))]).astype(float)
-    D = {k:_draws(v, W, rng) for k,v in V.items()}
+    D = {k:_draws(v, W, np.random.default_rng(derive_seed('runs', k))) for k,v in V.items()}
     def one(k, v):
         per,(lo,hi) = _mean(v, 1),np.nanquantile(D[k], [(1-level)/2,(1+level)/2])
         to_random = {f'random_{a}':b for a,b in _against(V, D, k, random, groups, level).items()} if random in V else {}
