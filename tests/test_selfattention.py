@@ -109,3 +109,8 @@ def test_overview_marks_better_and_worse():
     df = pd.DataFrame(dict(model=['ResNet-18','ResNet-18 + A','ResNet-18 + B','ResNet-18 + C'], diff=[np.nan,.1,-.1,0.], low=[np.nan,.05,-.15,-.1], high=[np.nan,.15,-.05,.1]))
     ax = overview_figure({'t':df}).axes[0]
     assert len({c[0].get_color() for c in ax.containers})==3 and [t.get_text() for t in ax.get_yticklabels()]==['+ A','+ B','+ C']
+
+def test_another_baseline_turns_the_difference_round():
+    a,b = (tables(ROOT/'results', tasks={'ct':CT}, baseline=o)['ct'].set_index('model') for o in ('ResNet-18','ResNet-18 + SE'))
+    assert a['diff']['ResNet-18 + SE']==pytest.approx(-b['diff']['ResNet-18']) and a.p['ResNet-18 + SE']==pytest.approx(b.p['ResNet-18'])
+    assert b.index[0]=='ResNet-18 + SE' and set(b.status)<={'baseline','not comparable','not run'}

@@ -8,7 +8,8 @@ Docs: https://medattn.github.io/medattn_nb/papers/papers.selfattention.html.md""
 __all__ = ['PAPER_ROWS', 'ROWS', 'SKIN', 'CHEST', 'MRI', 'MRI_CLEAN', 'CT', 'TASKS', 'CHOICES', 'PHANTOM', 'EXPERIMENTS',
            'parameters', 'stage_shapes', 'tables', 'overview_figure']
 
-# %% ../../nbs/papers/50_papers.selfattention.ipynb #323fde6a
+# %% ../../nbs/papers/50_papers.selfattention.ipynb #cd003ea9
+from dataclasses import replace
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -93,15 +94,19 @@ PHANTOM = Experiment('selfattention', 'phantom', 'A lesion in texture: the same 
     note='Synthetic images with a known lesion; batches of 16 and a lower rate than the paper, so that a few hundred images suffice.')
 EXPERIMENTS = {**TASKS, **{o.table:o for o in (CHOICES, PHANTOM)}}
 
-# %% ../../nbs/papers/50_papers.selfattention.ipynb #21f8c718
+# %% ../../nbs/papers/50_papers.selfattention.ipynb #7ad29adb
 def tables(
     results='results', # Folder of the ledger
     preset:str='laptop', # 'smoke', 'laptop' or 'paper'
     tasks:dict=TASKS, # Table name -> `Experiment`
+    baseline:str='ResNet-18', # Row that the others are compared with; with another one than the paper's there is no claim to compare
 )->dict: # Table name -> as from `compare`
     "The comparison of every task, from the ledger"
     ledger = Ledger(results)
-    return {k:compare(o, pick_records(o, ledger.records(o.paper, k), preset), preset) for k,o in tasks.items()}
+    def one(k, exp):
+        if baseline!=exp.baseline: exp = replace(exp, rows={o:exp.rows[o] for o in (baseline,*(o for o in exp.rows if o!=baseline))}, published={})
+        return compare(exp, pick_records(exp, ledger.records(exp.paper, k), preset), preset)
+    return {k:one(k, o) for k,o in tasks.items()}
 
 # %% ../../nbs/papers/50_papers.selfattention.ipynb #03b6a1b3
 def overview_figure(
