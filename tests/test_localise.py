@@ -6,6 +6,7 @@ import torch
 from hypothesis import given,settings,strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.nn import functional as F
+from conftest import ROOT,real
 from medattn_nb.core import ArgumentError,ResultError
 from medattn_nb.data.datasets import Data,load
 from medattn_nb.lab.experiments import Experiment,compare
@@ -208,6 +209,8 @@ def test_a_difference_is_found_and_its_absence_too():
 def test_order_of_the_records_does_not_matter():
     rs = rows()
     a,b = (compare_localisation(o, 'l', rows=['a','b','random weights'], boots=200) for o in (rs, rs[::-1]))
+    c = compare_localisation(rs, 'l', rows=['random weights','b','a'], baseline='a', boots=200).set_index('model').loc[a.model].reset_index()
+    assert a[['mean','low','high','diff','dlow','dhigh','p']].equals(c[['mean','low','high','diff','dlow','dhigh','p']])
     assert a.equals(b) and best_models(rs, 'l', rows=['a','b']).equals(best_models(rs[::-1], 'l', rows=['a','b']))
 
 def test_interval_counts_runs():
@@ -272,3 +275,21 @@ def test_answer_in_words():
     assert 'one run' in localisation_answer(compare_localisation([o for o in rows() if o['seed']==0], 'l', boots=500))
     same = compare_localisation(rows(gain=0), 'l', boots=500)
     assert 'no model differs from a' in localisation_answer(same)
+
+# --- the committed records -----------------------------------------------------------------------------
+PH2 = Ledger(ROOT/'results').records('selfattention', 'skin-localisation')
+
+@pytest.mark.parametrize('r', PH2, ids=lambda r: f"{r['row']}-{r['seed']}")
+def test_committed_record_can_be_recomputed(r):
+    assert Recipe.from_dict(r['recipe']).hash==r['recipe_hash'] and not r['environment']['git']['dirty'] and not r['data']['synthetic']
+    base = r['scores']['ph2-dermoscopy']
+    assert len(base['file'])==200==sum(r['data']['counts'][''].values()) and roc_auc(base['label'], base['score'])==pytest.approx(r['metrics']['ph2-dermoscopy']['auc'])
+    for k in (o for o in r['scores'] if '@' in o):
+        m = r['metrics'][k]
+        for name,yard in CAM_SCORES.items():
+            v,y = (np.array(o, float) for o in (r['scores'][k][name], base[yard]))
+            assert np.where(np.isnan(v), y, v).mean()==pytest.approx(m[name]) and np.isnan(v).sum()==m['blank'] and m['energy']<=m['bound']
+
+def test_committed_records_are_of_the_set_that_is_here():
+    folder = real('ph2-dermoscopy')
+    assert {r['data']['fingerprint'] for r in PH2}=={load('ph2-dermoscopy', folder, classes=2).fingerprint}
