@@ -7,7 +7,7 @@ from medattn_nb.attention import *
 from medattn_nb.core import ArgumentError
 
 torchvision = pytest.importorskip('torchvision')
-WHERE = 'residual','ends','stem','stage:1','stage:4'
+WHERE = 'residual','ends','stem','between','stage:1','stage:4'
 CASES = [(lib,'resnet18',o) for lib in ('torchvision','timm') for o in WHERE]
 CASES += [(lib,arch,o) for lib,arch in (('torchvision','resnet50'),('torchvision','resnext50_32x4d'),('timm','resnet50'),('timm','resnet26d')) for o in WHERE[:2]]
 
@@ -25,7 +25,7 @@ def images(n=2, size=48): return torch.randn(n, 3, size, size, generator=torch.G
 
 def count(lib, arch, where):
     blocks = sum(len(getattr(built(lib, arch), f'layer{k}')) for k in range(1,5))
-    return dict(residual=blocks, ends=2).get(where, 1)
+    return dict(residual=blocks, ends=2, between=3).get(where, 1)
 
 @pytest.mark.parametrize('lib,arch,where', CASES)
 def test_promises(lib, arch, where):
@@ -103,7 +103,7 @@ def test_places_combine():
 
 @pytest.mark.parametrize('where', ['encoder','decoder','middle','stage:0','stage:5','stage:','Residual'])
 def test_unknown_place(where):
-    with pytest.raises(ArgumentError, match='residual, ends, stem, stage:1'): insert_attention(plain(), 'se', where)
+    with pytest.raises(ArgumentError, match='residual, ends, stem, between, stage:1'): insert_attention(plain(), 'se', where)
 
 @pytest.mark.parametrize('name,where,kw', [('se','residual',dict(reduction=128)), ('gc','ends',dict(ratio=.01)), ('nope','residual',{}), ('se','residual',dict(ratio=1)), ('se','nowhere',{})])
 def test_an_error_changes_nothing(name, where, kw):

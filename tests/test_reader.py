@@ -1,11 +1,12 @@
 "What is no lesson: exact tests against enumeration and scipy, kappas against worked examples, blinding, history, failures to save, two writers at once, bad input, merged files"
-import csv, itertools, json, multiprocessing, os, signal, sqlite3, threading
+import csv, itertools, json, multiprocessing, os, re, signal, sqlite3, threading
 from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given,settings,strategies as st
 from scipy import stats
+from conftest import ROOT
 from medattn_nb.core import ArgumentError,DataError,ResultError,ShapeError
 from medattn_nb.lab import reader as R
 from medattn_nb.lab.explain import CamResult
@@ -190,6 +191,26 @@ def test_percent_and_label_are_shown_only_when_asked(make, tmp_path):
     assert not a.case('r',0).percents and a.case('r',0).label is None
     assert [round(next(iter(b.case('r',k).percents.values()))) for k in range(3)]==[90,80,50] and 'P = 90.0 %' in case_html(b.case('r',0)) and 'sick' in case_html(b.case('r',0)) and 'P = ' not in case_html(a.case('r',0))
     with pytest.raises(ArgumentError, match='CamResults'): make(percent=True)
+    for o in dict(labels=['sick']*n), dict(labels=[0,1,2]), dict(labels=[0,1,-1]), dict(labels=[0,1,1], classes=['sick']):
+        with pytest.raises(ArgumentError, match='whole numbers from 0'): create_study(tmp_path/'c.db', images(n), res, percent=True, **o)
+    assert not (tmp_path/'c.db').exists()
+
+def tiny_net(seed):
+    import torch; from torch import nn; torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1,6,3,2,1), nn.ReLU(), nn.Conv2d(6,6,3,1,1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6,2))
+
+def test_heat_maps_of_real_networks(tmp_path):
+    "Grad-CAM of two untrained networks on phantoms, for the true class; networks that explain the class they each predict are refused"
+    import torch; from medattn_nb.data.datasets import load; from medattn_nb.lab.explain import gradcam
+    d = load('phantom-texture', n=6, size=32, groups=2, seed=0); ims = [d.image(i) for i in range(6)]; x = torch.stack([torch.from_numpy(o/255.).float()[None] for o in ims]); y = d.labels
+    nets = [tiny_net(i) for i in range(2)]; own = {f'net {i}':gradcam(o, x) for i,o in enumerate(nets)}; cams = {f'net {i}':gradcam(o, x, y) for i,o in enumerate(nets)}
+    assert (own['net 0'].targets!=own['net 1'].targets).any(), 'the networks agree, so this test shows nothing'
+    with pytest.raises(ArgumentError, match='different classes'): create_study(tmp_path/'s.db', ims, own)
+    create_study(tmp_path/'own.db', ims, {k:o.maps for k,o in own.items()})
+    s = create_study(tmp_path/'s.db', ims, cams, labels=y, classes=['well','sick'], groups=d.items.group, percent=True); s.start('r')
+    for k in range(6):
+        i,order = s._rows('SELECT image, maps FROM schedule WHERE reader=? AND position=?', 'r', k)[0]
+        assert list(s.case('r',k).percents.values())==pytest.approx([100*cams[f'net {m}'].probs[i,y[i]] for m in json.loads(order)])
 
 def test_texts_are_escaped(make):
     s = make(title='<script>x</script>', question='a<b', why='"why"'); pytest.importorskip('ipywidgets')
@@ -228,6 +249,8 @@ def test_extras_can_be_switched_off(make):
     s = make(extras={}); s.start('r')
     with pytest.raises(ArgumentError, match='A, B, C'): s.answer('r', 0, 'none')
     with pytest.raises(ArgumentError, match='two or more letters'): make(name='t.db', extras=dict(D='all'))
+    for o in dict(none='Net + SE'), dict(none='x', unsure='x'), dict(none=''):
+        with pytest.raises(ArgumentError, match='names of the models'): make(name='t.db', extras=o)
 
 START = multiprocessing.get_context('fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn')
 
@@ -258,6 +281,17 @@ def test_a_locked_file_is_said_and_nothing_is_lost(locked):
     s,con = locked
     with pytest.raises(DataError, match='locked'): s.answer('r', 0, 'A')
     con.execute('ROLLBACK'); assert s.answer('r', 0, 'A') and len(s.answers())==1
+
+def test_a_locked_file_is_said_where_answers_are_read(locked):
+    s,con = locked
+    with pytest.raises(DataError, match='locked'): s.answers()
+
+def test_no_result_without_a_note_that_it_was_opened(make):
+    "While another program writes, the note cannot be made; a reader who had seen the result could then change his answers"
+    s = make(); fill(s, 'r'); s.timeout = .05; con = sqlite3.connect(s.path, isolation_level=None); con.execute('BEGIN IMMEDIATE')
+    with pytest.raises(DataError, match='locked'): s.table('r')
+    con.execute('ROLLBACK'); con.close(); s.table('r')
+    with pytest.raises(ArgumentError, match='no longer change'): s.answer('r', 0, 'B')
 
 def test_the_page_says_that_it_was_not_saved(make):
     pytest.importorskip('ipywidgets'); s = make(); p = s.page('r').logic; s.timeout = .05
@@ -311,6 +345,53 @@ def test_hasty_clicks_skip_nothing(make):
     for _ in range(3): p.next.click()
     assert p.box.children[1] is p.end and p.k==4
 
+@pytest.fixture
+def blocked(make):
+    "A page on its second case, and a file that for now can be read but not written"
+    pytest.importorskip('ipywidgets'); s = make(); p = s.page('r').logic; p.choice.value = 'B'; p.next.click(); s.timeout = .05
+    con = sqlite3.connect(s.path, isolation_level=None); con.execute('BEGIN IMMEDIATE')
+    yield s, p, con
+    con.close()
+
+@pytest.mark.parametrize('where', ['next','back'])
+def test_a_click_under_way_does_not_leave_what_could_not_be_saved(blocked, where):
+    "A reader writes and clicks at once: the text and the click are sent together, before the page can switch the button off"
+    s,p,con = blocked; con.execute('ROLLBACK'); p.choice.value = 'C'; con.execute('BEGIN IMMEDIATE')
+    p.why.value = 'spiculated'; getattr(p, where).click()
+    assert p.k==1 and p.why.value=='spiculated' and 'NOT saved' in p.status.value
+    con.execute('ROLLBACK'); p.again.click(); assert s.case('r',1)[-2:]==('C','spiculated') and not p.next.disabled
+    getattr(p, where).click(); assert p.k==dict(next=2, back=0)[where]
+
+def test_a_late_click_counts_for_the_case_that_was_on_the_screen(make):
+    pytest.importorskip('ipywidgets'); s = make(); p = s.page('r').logic; p.choice.value = 'B'; old = p.choice,p.why; p.next.click()
+    old[0].set_state(dict(index=2)); old[1].set_state(dict(value='late'))
+    assert s.answers()[['position','choice','why']].values.tolist()==[[0,'C','late']] and 'for case 1' in p.status.value
+    assert p.k==1 and p.choice.value is None and p.why.value=='' and p.next.disabled
+
+def test_a_late_click_that_cannot_be_saved_is_not_forgotten(blocked):
+    s,p,con = blocked; con.execute('ROLLBACK'); p.choice.value = 'A'; old = p.choice; p.next.click(); con.execute('BEGIN IMMEDIATE')
+    old.set_state(dict(index=1)); assert 'NOT saved' in p.status.value; p.back.click(); assert p.k==2
+    con.execute('ROLLBACK'); p.again.click(); assert s.case('r',1).choice=='B' and s.open_cases('r')==[2,3] and p.next.disabled
+
+def test_text_without_a_choice_is_not_left_behind(make):
+    pytest.importorskip('ipywidgets'); s = make(); p = s.page('r').logic; p.choice.value = 'B'; p.next.click()
+    p.why.value = 'draft'; p.back.click(); assert p.k==1 and p.why.value=='draft' and 'not saved yet' in p.status.value
+    p.why.value = ''; p.back.click(); assert p.k==0
+
+def test_the_page_says_who_reads_and_how_far(make):
+    pytest.importorskip('ipywidgets'); s = make(); p = s.page('R1').logic; assert '0 of 4 answered, reader R1' in p.progress.value
+    p.choice.value = 'B'; assert '1 of 4 answered, reader R1' in p.progress.value
+
+def test_an_id_in_other_capitals_is_the_same_reader(make):
+    s = make(); s.start('R1'); s.answer('R1', 0, 'A'); assert s.start('r1')=='R1' and s.readers()==['R1'] and s.open_cases(s.start('r1'))==[1,2,3]
+
+def test_the_end_screen_knows_that_the_result_was_opened(make):
+    pytest.importorskip('ipywidgets'); s = make(); fill(s, 'r'); p = s.page('r').logic; assert 'can still go back' in p.told.value and not p.back.disabled
+    p.finish.click(); q = s.page('r').logic; assert 'final' in q.told.value and 'go back' not in q.told.value and q.back.disabled
+
+def test_half_an_emoji_does_not_lose_the_answer(make):
+    s = make(); s.start('r'); assert s.answer('r', 0, 'A', 'x\ud83d') and s.case('r',0)[-2:]==('A','x?')
+
 def test_a_page_that_does_not_reveal(make):
     pytest.importorskip('ipywidgets'); s = make(); p = s.page('r', reveal=False).logic
     for _ in range(4): p.choice.value = 'A'; p.next.click()
@@ -359,6 +440,15 @@ def test_patients_and_readers_make_bunches(make):
     c,t = s.counts(),s.test(); assert c.attrs['groups']==4 and c.attrs['votes']==16 and c.low['Net + SE']==pytest.approx(share_interval(4, 4).low)
     assert t.p['Net + SE']==pytest.approx(3**-4) and 'within a patient' in t.null['Net + SE'] and 'relabellings' in t.null['any model preferred']
 
+def test_unequal_bunches_count_for_less(make):
+    "Ten images of one patient and one of each of seven others: the share hangs on that one patient, so it is not worth eight"
+    from math import comb
+    sizes = [10]+[1]*7; s = make(17, groups=[g for g,n in enumerate(sizes) for _ in range(n)])
+    fill(s, 'r', lambda s, r, k: letter_of(s, r, k, 'Net + SE' if s._rows('SELECT image FROM schedule WHERE reader=? AND position=?', r, k)[0][0]<10 else 'Plain net'))
+    c = s.counts(); n = 17**2/107; assert tuple(c.loc['Net + SE',['share','low','high']])==pytest.approx(tuple(share_interval(10/17*n, n)))
+    def cover(n, p): return sum(p**(b+a)*(1-p)**(8-b-a)*comb(7, a) for b in (0,1) for a in range(8) if (iv := share_interval((10*b+a)/17*n, n)).low<=p<=iv.high)
+    assert cover(8, .25)<.8 and min(cover(n, p) for p in (.1,.25,.5,.75))>.95
+
 def test_only_extras(make):
     s = make(); fill(s, 'r', lambda *a: 'none')
     assert s.counts().votes['none of them']==4 and s.counts().share.isna().all()
@@ -399,6 +489,8 @@ def test_merging(make, tmp_path):
     with pytest.raises(ArgumentError, match='r1 in two'): merge_studies([a.path, c.path], tmp_path/'x.db')
     assert not (tmp_path/'x.db').exists() and merge_studies([a.path, c.path], tmp_path/'y.db', rename=True).readers()==['r1','r1 (c)']
     assert merge_studies([a.path, a.path], tmp_path/'z.db').readers()==['r1']
+    copy = tmp_path/'copy.db'; copy.write_bytes(a.path.read_bytes()); ReaderStudy(copy).results()  # opened in one copy only
+    for i,o in enumerate(([a.path,copy],[copy,a.path])): assert merge_studies(o, tmp_path/f'copies{i}.db')._rows('SELECT unblinded FROM readers')==ReaderStudy(copy)._rows('SELECT unblinded FROM readers')!=[(None,)]
     with pytest.raises(DataError, match='another study'): merge_studies([a.path, make(name='d.db', seed=2).path], tmp_path/'x.db')
     with pytest.raises(ArgumentError, match='there already'): merge_studies([a.path], tmp_path/'m.db')
     with pytest.raises(ArgumentError, match='one or more'): merge_studies([], tmp_path/'x.db')
@@ -441,6 +533,19 @@ def test_images_of_all_kinds_and_sizes(tmp_path):
 
 def test_a_folder_name_with_odd_characters(tmp_path):
     d = tmp_path/'a?b#c %20 é'; d.mkdir(); s = create_study(d/'s.db', images(2), cams(2)); fill(s, 'r'); assert len(ReaderStudy(d/'s.db').answers())==2
+
+def test_the_three_steps_of_the_page_to_the_letter(tmp_path, monkeypatch):
+    "What the page tells a newcomer to type, in an empty folder"
+    pytest.importorskip('ipywidgets'); page = json.loads((ROOT/'nbs'/'lab'/'60_lab.reader.ipynb').read_text('utf-8'))
+    text = ''.join(next(c['source'] for c in page['cells'] if ''.join(c['source']).startswith('## A study in three steps')))
+    prepare,read,evaluate = re.findall(r'```python\n(.*?)```', text, re.S); monkeypatch.chdir(tmp_path)
+    exec(prepare, dict(images=images(3), cams=cams(3), patients=[1,1,2]))
+    seen = {}; *first,last = read.strip().splitlines(); exec('\n'.join(first), seen); p = eval(last, seen).logic
+    p.id.value = 'R1'; p.go.click()
+    for _ in range(3): p.choice.value = 'A'; p.next.click()
+    p.finish.click(); assert not p.result.value and 'Thank you' in p.status.value
+    seen = {}; *first,last = evaluate.strip().splitlines(); exec('\n'.join(first), seen); counts,test = eval(last, seen)
+    assert counts.votes.sum()==3 and counts.attrs['groups']==2 and 'any model preferred' in test.index
 
 def test_what_is_no_study(tmp_path):
     with pytest.raises(DataError, match='no such file'): ReaderStudy(tmp_path/'x.db')

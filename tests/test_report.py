@@ -145,9 +145,9 @@ def test_empty_folder_of_checkpoints(records, tmp_path):
 
 def test_split_without_scores(records, tmp_path):
     less = [dict(r, scores={'valid': r['scores']['valid']}) for r in records]
-    with pytest.raises(ResultError, match='has scores of valid'): write(experiment(), less, tmp_path)
+    with pytest.raises(ResultError, match='has scores of valid'): write(experiment(), less, tmp_path, split='test')
     assert not list(tmp_path.iterdir())
-    assert 'valid images' in read(write(experiment(), less, tmp_path, split='valid'))[1]
+    for kw in ({}, dict(split='valid')): assert 'valid images' in read(write(experiment(), less, tmp_path, **kw))[1]
 
 def test_unknown_preset(records, tmp_path):
     with pytest.raises(ArgumentError, match='demo/texture has smoke, paper'): write(experiment(), records, tmp_path, 'laptop')

@@ -141,7 +141,7 @@ CREATE TABLE answers (id INTEGER PRIMARY KEY AUTOINCREMENT, reader TEXT NOT NULL
 '''
 def _now(): return datetime.now(timezone.utc).isoformat(timespec='milliseconds')
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #fa6cb1de
+# %% ../../nbs/lab/60_lab.reader.ipynb #bb02002b
 @contextlib.contextmanager
 def _db(path, timeout=5.):
     "One transaction on the SQLite file `path`, which must exist; what SQLite reports becomes a `DataError`"
@@ -150,7 +150,7 @@ def _db(path, timeout=5.):
         try:
             with con: yield con
         finally: con.close()
-    except sqlite3.Error as e: raise DataError(Path(path).name, str(e), 'is it there, writable, on a disk with room, and not in use by another program?') from e
+    except (sqlite3.Error,pd.errors.DatabaseError) as e: raise DataError(Path(path).name, str(e), 'is it there, writable, on a disk with room, and not in use by another program?') from e
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #a9963c63
 def _rgb(a, name='images'):
@@ -191,7 +191,7 @@ def _most_alike(heats):
     c = np.divide(a@a.T, np.outer(n, n), out=np.zeros((len(a),len(a))), where=~(blank[:,None]|blank)); c[np.ix_(blank, blank)] = 1
     return float(c[np.triu_indices(len(a), 1)].max())
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #7b9c7a26
+# %% ../../nbs/lab/60_lab.reader.ipynb #aff0f18e
 def _check_maps(maps, n):
     "Model names and, for each model, `n` maps (h,w)"
     names = [str(k).strip() for k in maps] if isinstance(maps, dict) else []
@@ -204,6 +204,8 @@ def _check_maps(maps, n):
         if any(m.ndim!=2 or 0 in m.shape for m in o): raise ShapeError(f'maps[{k!r}]', [m.shape for m in o][:3], 'expected maps of shape (H,W)')
         if any(not np.isfinite(m).all() or (m<0).any() for m in o): raise ArgumentError(f'maps[{k!r}]', 'negative, infinite or nan values', 'expected maps as gradcam gives them')
         out[k] = [m.astype(float) for m in o]
+    asked = [np.asarray(o.targets) for o in maps.values() if hasattr(o, 'targets')]
+    if any((o!=asked[0]).any() for o in asked): raise ArgumentError('maps', 'models that explain different classes', 'call gradcam with target=, the same for all models; to show such maps all the same, give their .maps')
     return out
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #159f83d2
@@ -211,6 +213,12 @@ def _percents(maps, labels, n):
     "Softmax percentage of the label (or of the class explained) for each model and image"
     if any(not hasattr(o, 'probs') for o in maps.values()): raise ArgumentError('percent', True, 'only CamResults carry probabilities; give them as maps')
     return [[100*float(o.probs[i, int((o.targets if labels is None else labels)[i])]) for i in range(n)] for o in maps.values()]
+
+# %% ../../nbs/lab/60_lab.reader.ipynb #ebc689e4
+def _check_labels(labels, k):
+    "Raise `ArgumentError` unless `labels` are numbers of `k` classes"
+    o = np.asarray(labels)
+    if not np.issubdtype(o.dtype, np.integer) or o.min(initial=0)<0 or o.max(initial=0)>=k: raise ArgumentError('labels', list(labels)[:5], f'with classes or percent, expected whole numbers from 0 to {k-1}')
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #b50b190e
 def _column(name, values, n, default, unique=False):
@@ -220,12 +228,14 @@ def _column(name, values, n, default, unique=False):
     if unique and len(set(o))<n: raise ArgumentError(name, next(v for v in o if o.count(v)>1), 'it stands twice; give each image a name of its own')
     return o
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #21339530
+# %% ../../nbs/lab/60_lab.reader.ipynb #e50f2982
 def _parts(images, maps, labels, classes, names, groups, percent):
     "Rows of the tables `images` and `maps`, and the model names"
     n = len(images)
     if not n: raise ArgumentError('images', images, 'give at least one')
     heats = _check_maps(maps, n)
+    probs = [np.shape(o.probs)[1] for o in maps.values()] if percent and all(hasattr(o, 'probs') for o in maps.values()) else []
+    if labels is not None and (classes is not None or probs): _check_labels(labels, min([len(o) for o in [classes] if o is not None]+probs))
     text = labels if classes is None or labels is None else [classes[int(o)] for o in labels]
     names = _column('names', names, n, (str(i+1) for i in range(n)), unique=True)
     groups,text = _column('groups', groups, n, names), _column('labels', text, n, [None]*n)
@@ -241,7 +251,7 @@ def _fingerprint(*parts):
     for o in parts: h.update(repr(o).encode())
     return h.hexdigest()
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #3fc58a8c
+# %% ../../nbs/lab/60_lab.reader.ipynb #eda481c6
 def create_study(
     path, # The new file; it must not exist
     images, # N images (H,W), (H,W,3), (1,H,W) or (3,H,W), as they are to be seen
@@ -265,6 +275,7 @@ def create_study(
     extras = dict(none='none of them', unsure='cannot tell') if extras is None else dict(extras)
     rows,overlays,models = _parts(images, maps, labels, classes, names, groups, percent)
     if bad := [k for k in extras if len(k)<2]: raise ArgumentError('extras', bad, 'use keys of two or more letters; one letter stands for a map')
+    if len({*models,*extras.values(),''})<=len(models)+len(extras): raise ArgumentError('extras', list(extras.values()), 'give texts that differ from each other and from the names of the models')
     if isinstance(repeat, bool) or not 0<=repeat<=len(rows): raise ArgumentError('repeat', repeat, f'use a number from 0 to {len(rows)}')
     info = dict(version=1, title=title, question=question, why=why, extras=extras, models=models, seed=int(seed), shuffle=bool(shuffle), repeat=int(repeat), show_label=bool(show_label))
     info['fingerprint'] = _fingerprint(info, rows, overlays)
@@ -323,15 +334,16 @@ def draw_schedule(
         cases.insert(first + derive_seed(seed, 'place', reader, i)%(len(cases)-first+1), (i,1))
     return [(i, again, ranked(range(k), 'maps', reader, i, again)) for i,again in cases]
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #43d289cd
+# %% ../../nbs/lab/60_lab.reader.ipynb #52fb0c08
 @patch
 def start(self:ReaderStudy,
     reader:str, # An id of up to 40 characters; no name of a person is needed
-)->str: # The id without outer spaces
+)->str: # The id without outer spaces; where it is known in other capitals, as it is known
     "Register `reader` and draw the schedule, or do nothing if that was done before"
     reader = ' '.join(str(reader).split())
     if not 0<len(reader)<=40 or not reader.isprintable(): raise ArgumentError('reader', reader, 'use an id of 1 to 40 characters, such as R1')
-    if reader in self.readers(): return reader
+    known = self.readers(); same = [o for o in known if o.casefold()==reader.casefold()]
+    if same: return reader if reader in same else same[0]
     o = self.info; plan = draw_schedule(reader, self.n, len(o['models']), o['seed'], o['shuffle'], o['repeat'])
     with _db(self.path, self.timeout) as con:
         con.execute('INSERT OR IGNORE INTO readers (reader, started) VALUES (?,?)', (reader, _now()))
@@ -368,7 +380,7 @@ def case(self:ReaderStudy,
     letters = {chr(65+j): found[m] for j,m in enumerate(json.loads(order))}
     return Case(position, of, png, {k:b for k,(_,b) in letters.items()}, {k:p for k,(p,_) in letters.items() if p is not None}, label if self.info['show_label'] else None, choice, why)
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #2c74acd6
+# %% ../../nbs/lab/60_lab.reader.ipynb #45185911
 @patch
 def answer(self:ReaderStudy,
     reader:str, # An id that has started
@@ -379,7 +391,7 @@ def answer(self:ReaderStudy,
     seconds:float|None=None, # How long ago that was
 )->bool: # Was there anything new?
     "Save an answer at once; raises `DataError` if that fails, `ArgumentError` after unblinding"
-    c = self.case(reader, position)
+    c = self.case(reader, position); why = why.encode('utf-8', 'replace').decode()  # half an emoji is no reason to lose an answer
     if choice not in (*c.maps, *self.info['extras']): raise ArgumentError('choice', choice, f"use one of {', '.join([*c.maps, *self.info['extras']])}")
     if (choice,why)==(c.choice,c.why): return False
     with _db(self.path, self.timeout) as con:
@@ -435,45 +447,43 @@ def case_html(
     tiles = [_tile(c.image, head, f'Case {c.position+1}: the image'), *(_tile(b, f'Map {k}' + (f', P = {c.percents[k]:.1f} %' if c.percents else ''), f'Case {c.position+1}: the image under heat map {k}') for k,b in c.maps.items())]
     return f'<div style="{_grid(len(tiles))}">{"".join(tiles)}</div>{_scale()}'
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #cffcd835
+# %% ../../nbs/lab/60_lab.reader.ipynb #c049129f
 class _Page:
     "The widgets of one reader's page"
     def __init__(self, study, reveal=True):
         try: import ipywidgets as W
         except ImportError: raise MissingPackage('ipywidgets', 'not installed', "pip install ipywidgets") from None
-        self.study,self.reveal,self.reader,self.quiet,self.k = study,reveal,None,False,0
+        self.W,self.study,self.reveal,self.reader,self.failed,self.k = W,study,reveal,None,None,0
         def button(text, **kw): return W.Button(description=text, layout=W.Layout(width='auto', min_width='120px'), **kw)
         self.id,self.go = W.Text(placeholder='such as R1', tooltip='Your reader id', layout=W.Layout(width='200px')),button('Start', button_style='primary')
-        self.progress,self.pics,self.asks,self.status = W.HTML(),W.HTML(layout=W.Layout(width='auto')),W.HTML(),W.HTML()
-        self.choice = W.RadioButtons(options=[('Map A','A')], value=None, tooltip=study.info['question'], layout=W.Layout(width='max-content', min_width='180px'))
-        self.why = W.Textarea(continuous_update=False, rows=5, tooltip=study.info['why'], placeholder='Saved when you leave this box.', layout=W.Layout(width='auto', height='110px'))
+        self.progress,self.pics,self.status = W.HTML(),W.HTML(layout=W.Layout(width='auto')),W.HTML()
+        self.asks,self.tells = (W.HTML(f"<b>{html.escape(study.info[o])}</b>") for o in ('question','why'))
         self.back,self.next = button('Back', icon='arrow-left'),button('Next', icon='arrow-right', button_style='primary')
         self.again,self.finish = button('Save again', button_style='warning'),button('Finish and see the result' if reveal else 'Finish', button_style='success')
         self.result = W.HTML()
         self._build(W); self._wire()
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #8b752d89
+# %% ../../nbs/lab/60_lab.reader.ipynb #1f930c76
 @patch
 def _build(self:_Page, W):
     "Where the widgets stand: a start screen, a case, an end screen; one is shown at a time"
     title = W.HTML(f"<h2 style='margin:0'>{html.escape(self.study.info['title'])}</h2>")
     told = W.HTML('<p>Give an id, not a name. Each answer is saved at once and the page says so; if it does not, run the cell again. Come back with the same id to go on where you stopped.</p>')
-    texts = W.VBox([W.HTML(f"<b>{html.escape(self.study.info['why'])}</b>"), self.why], layout=W.Layout(flex='1 1 320px', max_width='760px', overflow='visible'))
+    self.left,self.right = W.VBox(),W.VBox(layout=W.Layout(flex='1 1 320px', max_width='760px', overflow='visible'))
     def rows(*o): return W.HBox(o, layout=W.Layout(flex_flow='row wrap', align_items='flex-start', grid_gap='14px', overflow='visible'))
-    after = 'after "Finish" no more' if self.reveal else 'until the study is unblinded'
+    self.told = W.HTML()
     self.hello = W.VBox([told, rows(W.HTML('<b>Reader id</b>'), self.id, self.go)])
-    self.ask = W.VBox([self.progress, self.pics, rows(W.VBox([self.asks, self.choice]), texts), rows(self.back, self.next, self.again)])
-    self.end = W.VBox([W.HTML('<p><b>All cases are answered.</b> You can still go back and change answers, '+after+'.</p>'), rows(self.back, self.finish)])
+    self.ask = W.VBox([self.progress, self.pics, rows(self.left, self.right), rows(self.back, self.next, self.again)])
+    self.end = W.VBox([self.told, rows(self.back, self.finish, self.again)])
     self.box = W.VBox([title, self.hello, self.status, self.result], layout=W.Layout(width='auto', padding='8px', overflow='visible'))
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #9bc11bae
+# %% ../../nbs/lab/60_lab.reader.ipynb #06d6c4b3
 @patch
 def _wire(self:_Page):
     "What happens on a click"
     self.go.on_click(lambda _: self._try(self.begin)); self.again.on_click(lambda _: self.save())
-    self.back.on_click(lambda _: self._try(lambda: self.show(max(0, self.k-1)))); self.next.on_click(lambda _: self._try(self.forward))
-    self.finish.on_click(lambda _: self._try(self.close))
-    self.choice.observe(self._changed, 'value'); self.why.observe(self._changed, 'value')
+    self.back.on_click(lambda _: self._try(self.backward)); self.next.on_click(lambda _: self._try(self.forward))
+    self.finish.on_click(lambda _: self._try(lambda: self._may_leave() and self.close()))
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #d6d99ea2
 @patch
@@ -492,62 +502,96 @@ def _try(self:_Page, f):
     try: f()
     except (ArgumentError,DataError,ResultError) as e: self._say(str(e), bad=True)
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #815a1f2c
+# %% ../../nbs/lab/60_lab.reader.ipynb #58e61634
 @patch
 def begin(self:_Page, reader=None):
     "Register the reader and go to the first open case"
-    self.reader = self.study.start(self.id.value if reader is None else reader)
+    self.reader = self.study.start(self.id.value if reader is None else reader); self.failed = None
     left = self.study.open_cases(self.reader)
     self.of = self.study.case(self.reader, 0).of
     self.show(left[0] if left else self.of)
     if left and len(left)<self.of: self._say(f'Welcome back: {self.of-len(left)} of {self.of} cases are answered.')
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #aba09603
+# %% ../../nbs/lab/60_lab.reader.ipynb #e6fcfa9f
 @patch
 def show(self:_Page, k):
     "Show case `k`, or the end after the last one; `k` only moves once the case could be read"
-    if k==self.of:
-        self.k,self.back.disabled = k,False
-        self._say(f'{self.of} of {self.of} answered, all saved.'); return self._swap(self.end)
+    if k==self.of: return self._end()
     c = self.study.case(self.reader, k); self.k = k
-    done = self.of-len(self.study.open_cases(self.reader))
-    self.progress.value = f'<div><b>Case {k+1} of {self.of}</b> <progress value="{done}" max="{self.of}" aria-label="cases answered"></progress> {done} of {self.of} answered</div>'
-    self.pics.value,self.asks.value = case_html(c),f"<b>{html.escape(self.study.info['question'])}</b>"
-    self.quiet = True
-    self.choice.options = [*((f'Map {o}', o) for o in c.maps), *((v,o) for o,v in self.study.info['extras'].items())]
-    self.choice.value,self.why.value = c.choice,c.why
-    self.quiet = False
-    self.shown,self.since = _now(),time.monotonic()
+    self.pics.value = case_html(c); self._form(k, c); self._count()
     self._buttons(c.choice is not None); self._say(''); self._swap(self.ask)
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #cf7c8f6a
+# %% ../../nbs/lab/60_lab.reader.ipynb #7bd74dac
+@patch
+def _form(self:_Page, k, c):
+    "New answer widgets, tied to case `k` for as long as they live"
+    W,info = self.W,self.study.info
+    options = [*((f'Map {o}', o) for o in c.maps), *((v,o) for o,v in info['extras'].items())]
+    self.choice = W.RadioButtons(options=options, value=c.choice, tooltip=info['question'], layout=W.Layout(width='max-content', min_width='180px'))
+    self.why = W.Textarea(value=c.why, continuous_update=False, rows=5, tooltip=info['why'], placeholder='Saved when you leave this box.', layout=W.Layout(width='auto', height='110px'))
+    self.at = at = k,self.choice,self.why,_now(),time.monotonic()
+    for o in (self.choice,self.why): o.observe(lambda _: self.save(at), 'value')
+    self.left.children,self.right.children = (self.asks,self.choice),(self.tells,self.why)
+
+# %% ../../nbs/lab/60_lab.reader.ipynb #3a09a036
+@patch
+def _end(self:_Page):
+    "The screen after the last case"
+    (seen,), = self.study._rows('SELECT unblinded FROM readers WHERE reader=?', self.reader)
+    after = 'after "Finish" no more' if self.reveal else 'until the study is unblinded'
+    self.told.value = '<p><b>All cases are answered.</b> '+('The result has been opened: the answers are final.' if seen else f'You can still go back and change answers, {after}.')+'</p>'
+    self.k,self.back.disabled = self.of,bool(seen)
+    self._say(f'{self.of} of {self.of} answered, all saved.'); self._swap(self.end)
+
+# %% ../../nbs/lab/60_lab.reader.ipynb #e543b35a
+@patch
+def _count(self:_Page):
+    "Which case of how many, whose, and how far; returns the number answered"
+    done = self.of-len(self.study.open_cases(self.reader))
+    self.progress.value = f'<div><b>Case {self.k+1} of {self.of}</b> <progress value="{done}" max="{self.of}" aria-label="cases answered"></progress> {done} of {self.of} answered, reader {html.escape(self.reader)}</div>'
+    return done
+
+# %% ../../nbs/lab/60_lab.reader.ipynb #4add95c7
+@patch
+def _may_leave(self:_Page):
+    "Is all that is on the screen saved? If not, the page goes on saying so"
+    if self.failed: return False
+    if self.k<self.of and self.choice.value is None and self.why.value.strip():
+        self._say('Your text is not saved yet: choose a map as well, or clear the text.', bad=True); return False
+    return True
+
+# %% ../../nbs/lab/60_lab.reader.ipynb #a9988015
 @patch
 def forward(self:_Page):
-    "To the next case, unless this one is open: a second click may be on its way before the browser knows that the button is off"
-    if self.k<self.of and self.k not in self.study.open_cases(self.reader): self.show(self.k+1)
+    "To the next case, unless this one is open or unsaved"
+    if self._may_leave() and self.k<self.of and self.k not in self.study.open_cases(self.reader): self.show(self.k+1)
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #f5751183
 @patch
-def _buttons(self:_Page, saved, failed=False):
+def backward(self:_Page):
+    "To the case before, unless something is unsaved"
+    if self._may_leave(): self.show(max(0, self.k-1))
+
+# %% ../../nbs/lab/60_lab.reader.ipynb #97afb274
+@patch
+def _buttons(self:_Page, saved):
     "Going on needs a saved answer; leaving in either direction needs that nothing is unsaved"
-    self.next.disabled,self.back.disabled = not saved or failed,self.k==0 or failed
-    self.again.layout.display = None if failed else 'none'
+    self.next.disabled,self.back.disabled = bool(not saved or self.failed),bool(self.k==0 or self.failed)
+    self.again.layout.display = None if self.failed else 'none'
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #3b2eae59
+# %% ../../nbs/lab/60_lab.reader.ipynb #0a29d45e
 @patch
-def _changed(self:_Page, change):
-    if not self.quiet: self.save()
-
-# %% ../../nbs/lab/60_lab.reader.ipynb #b1f25dc3
-@patch
-def save(self:_Page):
-    "Save what is on the screen, and say whether it is saved"
-    if self.choice.value is None: return self._say('Not saved yet: choose a map as well.', bad=True)
-    try: self.study.answer(self.reader, self.k, self.choice.value, self.why.value.strip(), self.shown, round(time.monotonic()-self.since, 1))
+def save(self:_Page, at=None):
+    "Save what the widgets of a case hold (default: what could not be saved, or what is on the screen), and say whether it is saved"
+    k,choice,why,shown,since = at = at or self.failed or self.at
+    if choice.value is None: return self._say('Not saved yet: choose a map as well.' if why.value.strip() else '', bad=True)
+    try:
+        self.study.answer(self.reader, k, choice.value, why.value.strip(), shown, round(time.monotonic()-since, 1))
+        if self.failed is at: self.failed = None
+        done = self._count() if self.k<self.of else self.of
     except (ArgumentError,DataError) as e:
-        self._buttons(False, failed=True); return self._say(f'This answer was NOT saved. {e}', bad=True)
-    left = len(self.study.open_cases(self.reader))
-    self._buttons(True); self._say(f'Saved. {self.of-left} of {self.of} answered.')
+        self.failed = at; self._buttons(False); return self._say(f'This answer was NOT saved. {e}', bad=True)
+    self._buttons(self.choice.value is not None)
+    self._say(f"Saved{'' if k==self.k else f', for case {k+1}'}. {done} of {self.of} answered.")
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #d352c6c8
 def _html_table(df):
@@ -611,7 +655,7 @@ def results(self:ReaderStudy,
     df = a.merge(plan, on=['reader','position'])
     return self._named(df, left)
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #1c6b694c
+# %% ../../nbs/lab/60_lab.reader.ipynb #c11662f6
 @patch
 def _named(self:ReaderStudy, df, left):
     "`df` with model names and status; notes the time of unblinding"
@@ -621,8 +665,10 @@ def _named(self:ReaderStudy, df, left):
         s = ['interim'] if left[o.reader] else []
         return ', '.join(s+['after unblinding'] if opened[o.reader] and o.saved>opened[o.reader] else s) or 'final'
     df = df.assign(model=[model(o) for o in df.itertuples()], status=[status(o) for o in df.itertuples()], letter=df.choice).sort_values(['reader','i','again'])
-    with contextlib.suppress(DataError), _db(self.path, self.timeout) as con:  # a file that cannot be written cannot get later answers either
-        con.executemany('UPDATE readers SET unblinded=? WHERE reader=? AND unblinded IS NULL', [(_now(), r) for r in left])
+    try:
+        with _db(self.path, self.timeout) as con: con.executemany('UPDATE readers SET unblinded=? WHERE reader=? AND unblinded IS NULL', [(_now(), r) for r in left])
+    except DataError as e:  # a file that can never be written cannot get later answers either; one that is only busy can
+        if 'locked' in str(e): raise
     return df[['reader','position','image','group','label','again','letter','model','why','changes','saved','seconds','alike','status']].reset_index(drop=True)
 
 # %% ../../nbs/lab/60_lab.reader.ipynb #1125fd96
@@ -651,7 +697,7 @@ def _ballots(self:ReaderStudy, df):
     names = self.info['models']; v = df[df.letter.str.len()==1]
     return pd.crosstab(v.group, v.model).reindex(columns=names, fill_value=0)
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #2b06be14
+# %% ../../nbs/lab/60_lab.reader.ipynb #dc7fad9a
 @patch
 def counts(self:ReaderStudy,
     readers=None, # Ids; default: all who have started
@@ -662,7 +708,8 @@ def counts(self:ReaderStudy,
 )->pd.DataFrame: # One row a model or extra answer: votes, share, low, high, chance
     "How often each model was chosen; `attrs` has the numbers of votes, groups and readers, and whether the result is interim"
     df = self._first(readers, force, alike); V = self._ballots(df); n,g,k = int(V.values.sum()),len(V),V.shape[1]
-    one = [share_interval(v/n*g, g, level, method) if n else Interval(*[np.nan]*3) for v in V.sum()]
+    eff = n*n/max(1, (V.values.sum(1)**2).sum())
+    one = [share_interval(v/n*eff, eff, level, method) if n else Interval(*[np.nan]*3) for v in V.sum()]
     out = pd.DataFrame(dict(votes=V.sum(), share=[o.value for o in one], low=[o.low for o in one], high=[o.high for o in one], chance=1/k))
     more = df[df.letter.str.len()>1].model.value_counts().reindex(self.info['extras'].values(), fill_value=0)
     out = pd.concat([out, pd.DataFrame(dict(votes=more))]).rename_axis('model').rename_axis(None, axis=1)
@@ -828,7 +875,7 @@ def merge_studies(
             con.executemany('INSERT INTO answers (reader, position, choice, why, shown, saved, seconds) VALUES (?,?,?,?,?,?,?)', [(r,*o) for o in given])
     return ReaderStudy(path)
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #d01ecf37
+# %% ../../nbs/lab/60_lab.reader.ipynb #7d6223bd
 def _gather(studies, rename):
     "Reader -> start and unblinding, schedule, answers, of all studies"
     who = {}
@@ -836,7 +883,8 @@ def _gather(studies, rename):
         for r in s.readers():
             new = (s._rows('SELECT started, unblinded FROM readers WHERE reader=?', r)[0], s._rows('SELECT position, image, again, maps FROM schedule WHERE reader=? ORDER BY position', r),
                    s._rows('SELECT position, choice, why, shown, saved, seconds FROM answers WHERE reader=? ORDER BY id', r))
-            if r in who and who[r][1:]==new[1:]: continue
+            if r in who and who[r][1:]==new[1:]:
+                (began,seen),(_,also) = who[r][0],new[0]; who[r] = ((began, min(filter(None, (seen,also)), default=None)), *who[r][1:]); continue
             if r in who and not rename: raise ArgumentError('files', f'reader {r} in two of them, with different answers', 'keep one of the files, or give rename=True')
             name,i = r,2
             while name in who: name = f"{r} ({s.path.stem}{'' if i==2 else f' {i}'})"; i += 1
