@@ -318,9 +318,19 @@ def test_the_page_survives_a_lost_file(make):
     p.choice.value = 'A'; assert 'NOT saved' in p.status.value and not s.path.exists()
     moved.rename(s.path); p.again.click(); assert s.case('r',0).choice=='A'
 
+def test_a_file_that_was_replaced_is_noticed(make):
+    "The file is made anew, models in another order, while a page and a study of the old one are open: letters would be read wrongly"
+    pytest.importorskip('ipywidgets'); s = make(); p = s.page('r').logic; s.path.unlink(); new = make(models=MODELS[::-1]); new.start('r')
+    p.choice.value = 'A'; assert 'NOT saved' in p.status.value and 'replaced' in p.status.value and not len(new.answers())
+    fill(new, 'r')
+    with pytest.raises(DataError, match='replaced'): s.results()
+
+def test_the_file_is_found_from_another_folder(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); make(); s = ReaderStudy('s.db'); (tmp_path/'d').mkdir(); monkeypatch.chdir(tmp_path/'d'); assert s.start('r')=='r'
+
 def test_the_page_by_hand(make):
     pytest.importorskip('ipywidgets'); s = make(); p = s.page().logic
-    assert not p.box.children[1].children[1].children[2].disabled
+    assert not p.box.children[1].children[1].children[2].disabled and not p.id.continuous_update, 'letters that wait for a busy kernel are overtaken by the click on Start'
     p.go.click(); assert '1 to 40' in p.status.value
     p.id.value = 'r'; p.go.click(); assert 'Case 1 of 4' in p.progress.value and p.next.disabled and p.back.disabled and p.choice.value is None
     p.why.value = 'round'; assert 'choose a map' in p.status.value and not len(s.answers())

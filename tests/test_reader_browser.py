@@ -35,7 +35,10 @@ class Reader:
         return WebDriverWait(self.d, WAIT, poll_frequency=.2, ignored_exceptions=(StaleElementReferenceException,NoSuchElementException)).until(lambda _: f(), why)
     def all(self, css): return self.d.find_elements('css selector', css)
     def text(self): return ' '.join(o.text for o in self.all('.jp-OutputArea-output'))
-    def sees(self, s): self.wait(lambda: s in self.text(), f'the page does not say {s!r}')
+    def sees(self, s):
+        from selenium.common.exceptions import TimeoutException
+        try: self.wait(lambda: s in self.text(), '')
+        except TimeoutException: raise AssertionError(f'the page does not say {s!r} but {self.text()[-600:]!r}') from None
     def button(self, name): return next((o for o in self.all('.jp-OutputArea-output button') if o.text.strip()==name and o.is_displayed()), None)
     def click(self, name):
         b = self.wait(lambda: (b:=self.button(name)) and b.is_enabled() and b, f'no button {name!r} to click')
@@ -67,7 +70,7 @@ def test_a_reader_at_work(nb):
     with lab(nb/'work', nb/'home', ROOT) as server, chromium(nb/'profile') as d:
         r = Reader(d); open_notebook(d, server, 'survey.ipynb'); run_all(d)
         r.sees('Reader id'); r.wait(lambda: r.all('input[type=text]'), 'no box for the id')[-1].send_keys('R1')
-        r.click('Start'); r.sees('Case 1 of 4')
+        r.click('Start'); r.sees('Case 1 of 4'); r.sees('reader R1')
         assert len(r.all('.jp-OutputArea-output figure img'))==4 and all(o.get_attribute('alt').startswith('Case 1: ') for o in r.all('.jp-OutputArea-output figure img'))
         r.wait(lambda: all(o.get_property('naturalWidth')>=300 and o.size['width']>=200 for o in r.all('figure img')), 'pictures missing or too small')
         assert not r.button('Next').is_enabled() and not r.button('Back').is_enabled() and not blind(r)

@@ -141,13 +141,15 @@ CREATE TABLE answers (id INTEGER PRIMARY KEY AUTOINCREMENT, reader TEXT NOT NULL
 '''
 def _now(): return datetime.now(timezone.utc).isoformat(timespec='milliseconds')
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #bb02002b
+# %% ../../nbs/lab/60_lab.reader.ipynb #9b6ea238
 @contextlib.contextmanager
-def _db(path, timeout=5.):
-    "One transaction on the SQLite file `path`, which must exist; what SQLite reports becomes a `DataError`"
+def _db(path, timeout=5., mark=None):
+    "One transaction on the SQLite file `path`, which must exist and, with `mark`, hold that fingerprint; what SQLite reports becomes a `DataError`"
     try:
         con = sqlite3.connect(f'{Path(path).absolute().as_uri()}?mode=rw', uri=True, timeout=timeout)
         try:
+            if mark and con.execute("SELECT value FROM study WHERE key='fingerprint'").fetchall()!=[(json.dumps(mark),)]:
+                raise DataError(Path(path).name, 'another study than the one that was opened', 'the file was replaced; open it again with ReaderStudy')
             with con: yield con
         finally: con.close()
     except (sqlite3.Error,pd.errors.DatabaseError) as e: raise DataError(Path(path).name, str(e), 'is it there, writable, on a disk with room, and not in use by another program?') from e
@@ -295,21 +297,22 @@ def _write_study(path, info, rows, overlays):
             con.executemany('INSERT INTO images VALUES (?,?,?,?,?,?)', rows); con.executemany('INSERT INTO maps VALUES (?,?,?,?)', overlays)
     except BaseException: path.unlink(missing_ok=True); raise
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #f407fa9d
+# %% ../../nbs/lab/60_lab.reader.ipynb #735e709a
 class ReaderStudy:
     "A study in its file: what is shown to whom, and the answers"
     def __init__(self,
         path, # A file made by `create_study`
         timeout:float=5., # Seconds to wait while another program writes
     ):
-        self.path,self.timeout = Path(path),timeout
+        self.path,self.timeout,self.info = Path(path).absolute(),timeout,{}
         if not self.path.is_file(): raise DataError(self.path.name, 'no such file', 'make one with create_study')
         try: self.info = {k: json.loads(v) for k,v in self._rows('SELECT key, value FROM study')}
         except DataError as e: raise DataError(self.path.name, f'not a reader study ({e.value})', 'give a file made by create_study') from e
         if self.info.get('version')!=1: raise DataError(self.path.name, 'no complete reader study', 'give a file made by create_study')
         self.n, = self._rows('SELECT COUNT(*) FROM images')[0]
+    def _db(self): return _db(self.path, self.timeout, self.info.get('fingerprint'))
     def _rows(self, sql, *args):
-        with _db(self.path, self.timeout) as con: return con.execute(sql, args).fetchall()
+        with self._db() as con: return con.execute(sql, args).fetchall()
     def readers(self)->list: # Ids
         "Who has started, in that order"
         return [o for o, in self._rows('SELECT reader FROM readers ORDER BY started, reader')]
@@ -334,7 +337,7 @@ def draw_schedule(
         cases.insert(first + derive_seed(seed, 'place', reader, i)%(len(cases)-first+1), (i,1))
     return [(i, again, ranked(range(k), 'maps', reader, i, again)) for i,again in cases]
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #52fb0c08
+# %% ../../nbs/lab/60_lab.reader.ipynb #b727e677
 @patch
 def start(self:ReaderStudy,
     reader:str, # An id of up to 40 characters; no name of a person is needed
@@ -345,7 +348,7 @@ def start(self:ReaderStudy,
     known = self.readers(); same = [o for o in known if o.casefold()==reader.casefold()]
     if same: return reader if reader in same else same[0]
     o = self.info; plan = draw_schedule(reader, self.n, len(o['models']), o['seed'], o['shuffle'], o['repeat'])
-    with _db(self.path, self.timeout) as con:
+    with self._db() as con:
         con.execute('INSERT OR IGNORE INTO readers (reader, started) VALUES (?,?)', (reader, _now()))
         con.executemany('INSERT OR IGNORE INTO schedule VALUES (?,?,?,?,?)', [(reader, p, i, a, json.dumps(m)) for p,(i,a,m) in enumerate(plan)])
     return reader
@@ -362,14 +365,14 @@ class Case(NamedTuple):
     choice:str|None # Letter, or the key of an extra answer; `None` before the first answer
     why:str # Free text
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #ef25d34c
+# %% ../../nbs/lab/60_lab.reader.ipynb #56ee065e
 @patch
 def case(self:ReaderStudy,
     reader:str, # An id that has started
     position:int, # 0 for the first case
 )->Case: # Pictures, letters, last answer
     "Case number `position` of `reader`, as it is shown"
-    with _db(self.path, self.timeout) as con:
+    with self._db() as con:
         of, = con.execute('SELECT COUNT(*) FROM schedule WHERE reader=?', (reader,)).fetchone()
         if not of: raise ArgumentError('reader', reader, f"unknown; start it first (known: {', '.join(self.readers()) or 'none'})")
         if not 0<=position<of: raise ArgumentError('position', position, f'use 0 to {of-1}')
@@ -380,7 +383,7 @@ def case(self:ReaderStudy,
     letters = {chr(65+j): found[m] for j,m in enumerate(json.loads(order))}
     return Case(position, of, png, {k:b for k,(_,b) in letters.items()}, {k:p for k,(p,_) in letters.items() if p is not None}, label if self.info['show_label'] else None, choice, why)
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #45185911
+# %% ../../nbs/lab/60_lab.reader.ipynb #eb6cf3eb
 @patch
 def answer(self:ReaderStudy,
     reader:str, # An id that has started
@@ -394,7 +397,7 @@ def answer(self:ReaderStudy,
     c = self.case(reader, position); why = why.encode('utf-8', 'replace').decode()  # half an emoji is no reason to lose an answer
     if choice not in (*c.maps, *self.info['extras']): raise ArgumentError('choice', choice, f"use one of {', '.join([*c.maps, *self.info['extras']])}")
     if (choice,why)==(c.choice,c.why): return False
-    with _db(self.path, self.timeout) as con:
+    with self._db() as con:
         con.execute('BEGIN IMMEDIATE')
         at,done = con.execute('SELECT unblinded, (SELECT COUNT(DISTINCT position) FROM answers WHERE reader=r.reader) FROM readers r WHERE reader=?', (reader,)).fetchone()
         if at and done==c.of: raise ArgumentError('reader', reader, f'all answers were given and unblinded at {at}; they no longer change')
@@ -410,13 +413,13 @@ def open_cases(self:ReaderStudy,
     if reader not in self.readers(): raise ArgumentError('reader', reader, f"unknown; known are {', '.join(self.readers()) or 'none yet'}")
     return [p for p, in self._rows('SELECT position FROM schedule s WHERE reader=? AND NOT EXISTS (SELECT 1 FROM answers a WHERE a.reader=s.reader AND a.position=s.position) ORDER BY position', reader)]
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #15d3de4b
+# %% ../../nbs/lab/60_lab.reader.ipynb #7593461f
 @patch
 def answers(self:ReaderStudy,
     history:bool=False, # Every answer ever saved? Default: the one that counts for each case
 )->pd.DataFrame: # reader, position, choice, why, changes, saved (UTC), seconds on the screen; still blind
     "The answers as the readers gave them, in letters"
-    with _db(self.path, self.timeout) as con: df = pd.read_sql_query('SELECT * FROM answers ORDER BY id', con)
+    with self._db() as con: df = pd.read_sql_query('SELECT * FROM answers ORDER BY id', con)
     if history: return df.set_index('id')
     visits = df.groupby(['reader','position','shown'], dropna=False).seconds.max().groupby(level=['reader','position']).sum(min_count=1)
     g = df.groupby(['reader','position'])
@@ -447,7 +450,7 @@ def case_html(
     tiles = [_tile(c.image, head, f'Case {c.position+1}: the image'), *(_tile(b, f'Map {k}' + (f', P = {c.percents[k]:.1f} %' if c.percents else ''), f'Case {c.position+1}: the image under heat map {k}') for k,b in c.maps.items())]
     return f'<div style="{_grid(len(tiles))}">{"".join(tiles)}</div>{_scale()}'
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #c049129f
+# %% ../../nbs/lab/60_lab.reader.ipynb #a2741e02
 class _Page:
     "The widgets of one reader's page"
     def __init__(self, study, reveal=True):
@@ -455,7 +458,7 @@ class _Page:
         except ImportError: raise MissingPackage('ipywidgets', 'not installed', "pip install ipywidgets") from None
         self.W,self.study,self.reveal,self.reader,self.failed,self.k = W,study,reveal,None,None,0
         def button(text, **kw): return W.Button(description=text, layout=W.Layout(width='auto', min_width='120px'), **kw)
-        self.id,self.go = W.Text(placeholder='such as R1', tooltip='Your reader id', layout=W.Layout(width='200px')),button('Start', button_style='primary')
+        self.id,self.go = W.Text(placeholder='such as R1', continuous_update=False, tooltip='Your reader id', layout=W.Layout(width='200px')),button('Start', button_style='primary')
         self.progress,self.pics,self.status = W.HTML(),W.HTML(layout=W.Layout(width='auto')),W.HTML()
         self.asks,self.tells = (W.HTML(f"<b>{html.escape(study.info[o])}</b>") for o in ('question','why'))
         self.back,self.next = button('Back', icon='arrow-left'),button('Next', icon='arrow-right', button_style='primary')
@@ -637,7 +640,7 @@ def case_figure(
     fig.supxlabel(question+'\n'+'    '.join(f"{'◉' if on else '○'} {o}" for o,on in answers), fontsize=9, x=.01, ha='left', linespacing=1.6)
     return fig
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #baa398eb
+# %% ../../nbs/lab/60_lab.reader.ipynb #5e47d4ec
 @patch
 def results(self:ReaderStudy,
     readers=None, # Ids; default: all who have started
@@ -651,11 +654,11 @@ def results(self:ReaderStudy,
         raise ResultError('results', ', '.join(f'{r} has {v} open' for r,v in left.items() if v), 'the study stays blind until all cases are answered; name readers who are done, or use force=True for an interim result')
     a = self.answers(); a = a[a.reader.isin(readers)]
     if not len(a): raise ResultError('results', 'no answers', 'nothing has been answered yet')
-    with _db(self.path, self.timeout) as con: plan = pd.read_sql_query('SELECT reader, position, s.image AS i, name AS image, grp AS "group", label, alike, again, maps FROM schedule s JOIN images m ON m.image=s.image', con)
+    with self._db() as con: plan = pd.read_sql_query('SELECT reader, position, s.image AS i, name AS image, grp AS "group", label, alike, again, maps FROM schedule s JOIN images m ON m.image=s.image', con)
     df = a.merge(plan, on=['reader','position'])
     return self._named(df, left)
 
-# %% ../../nbs/lab/60_lab.reader.ipynb #c11662f6
+# %% ../../nbs/lab/60_lab.reader.ipynb #9656060d
 @patch
 def _named(self:ReaderStudy, df, left):
     "`df` with model names and status; notes the time of unblinding"
@@ -666,7 +669,7 @@ def _named(self:ReaderStudy, df, left):
         return ', '.join(s+['after unblinding'] if opened[o.reader] and o.saved>opened[o.reader] else s) or 'final'
     df = df.assign(model=[model(o) for o in df.itertuples()], status=[status(o) for o in df.itertuples()], letter=df.choice).sort_values(['reader','i','again'])
     try:
-        with _db(self.path, self.timeout) as con: con.executemany('UPDATE readers SET unblinded=? WHERE reader=? AND unblinded IS NULL', [(_now(), r) for r in left])
+        with self._db() as con: con.executemany('UPDATE readers SET unblinded=? WHERE reader=? AND unblinded IS NULL', [(_now(), r) for r in left])
     except DataError as e:  # a file that can never be written cannot get later answers either; one that is only busy can
         if 'locked' in str(e): raise
     return df[['reader','position','image','group','label','again','letter','model','why','changes','saved','seconds','alike','status']].reset_index(drop=True)
