@@ -106,6 +106,12 @@ def test_single_seed():
     assert df.auc.tolist()==pytest.approx([roc_auc(np.array(o['label']), np.array(o['score'])) for o in s])
     assert '(' not in show_table(df.reset_index())['AUC, mean (SD) of runs'].iloc[0]
 
+def test_a_single_run_decides_nothing():
+    exp = dataclasses.replace(EXP, published={'SE':Published(None, 1)})
+    recs = [record('plain', s, shift=.2, n=200) for s in (0,1)]+[record('SE', 0, shift=3., n=200)]
+    df = compare(exp, recs, 'smoke', boots=200).set_index('model')
+    assert df.low['SE']>0 and df.status['SE']=='undecided'
+
 def test_numbers_are_those_of_the_metrics():
     recs = both()
     df = compare(EXP, recs, 'smoke', boots=100).set_index('model')

@@ -204,3 +204,10 @@ def test_cams_of_the_runs_that_have_weights(data, records, tmp_path):
     checkpoint(Recipe.from_dict(records[1]['recipe']), tmp_path, data)
     page,html = read(write(experiment(), records, tmp_path, checkpoints=tmp_path))
     assert len(page.alts)==5 and 'random weights' in html and 'energy inside mask' in html
+
+def test_single_runs_are_named(records):
+    "Where a difference is reported from one run of a model, the sentence says what its interval leaves out"
+    sure = dict(diff=[np.nan,.2], low=[np.nan,.1], high=[np.nan,.3], p=[np.nan,.001], p_holm=[np.nan,.001])
+    df = table(records)
+    df = df.iloc[:2].assign(**sure)
+    assert 'single runs' in report.answer(df.assign(runs=1), 100) and 'single runs' not in report.answer(df.assign(runs=2), 100)

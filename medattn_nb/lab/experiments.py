@@ -192,15 +192,15 @@ def scored_part(
     "The images that a table is about: the test part where all records have one, otherwise the held-out part that the split calls valid"
     return 'test' if records and all('test' in r['scores'] for r in records) else 'valid' if records else 'test'
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #25d74b0d
-def _status(pub, diff, ci, preset):
+# %% ../../nbs/lab/20_lab.experiments.ipynb #9a796bc0
+def _status(pub, diff, ci, preset, runs=2):
     "One word for what our numbers say about the paper's claim"
     if pub.direction is None: return 'not comparable'
-    if ci[0]<=0<=ci[1]: return 'undecided'
+    if runs<2 or ci[0]<=0<=ci[1]: return 'undecided'
     if np.sign(diff)!=pub.direction: return 'contradicted'
     return 'direction only' if preset!='paper' or pub.value is None else 'matched'
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #769d3d64
+# %% ../../nbs/lab/20_lab.experiments.ipynb #4411ff29
 def _alone(row, split, boots):
     "Numbers of one row by itself; raises `ResultError` if its runs differ in more than the seed"
     if len({Recipe.from_dict({**r['recipe'], 'seed':0}).hash for r in row})>1:
@@ -216,7 +216,7 @@ def _against(row, base, split, boots, pub, preset):
     B,A = S[:len(base)],S[len(base):]
     t = paired_auc_test(y, A, B, groups=groups)
     b = paired_auc_test(y, A, B, method='bootstrap', resample_runs=True, n=boots, groups=groups)
-    return dict(diff=t.diff, low=b.ci[0], high=b.ci[1], se=b.se, p=t.p, status=_status(pub, t.diff, b.ci, preset))
+    return dict(diff=t.diff, low=b.ci[0], high=b.ci[1], se=b.se, p=t.p, status=_status(pub, t.diff, b.ci, preset, min(len(A), len(B))))
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #6b623c16
 def _blank(exp, name):

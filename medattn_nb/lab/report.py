@@ -57,7 +57,7 @@ def _found(r, base):
     if r.verdict=='unsure': return f'{r.model} differs from {base} on these images alone (corrected p {_p(r.p_holm)}), but not once the training runs are redrawn as well'
     return f"{r.model} is {r.verdict} than {base} (AUC {_signed(r['diff'])}, 95 % interval {_signed(r.low)} to {_signed(r.high)}, corrected p {_p(r.p_holm)})"
 
-# %% ../../nbs/lab/40_lab.report.ipynb #31baae56
+# %% ../../nbs/lab/40_lab.report.ipynb #19c4a795
 def answer(
     df:pd.DataFrame, # As from `compare`
     n:int, # Number of images compared
@@ -74,7 +74,12 @@ def answer(
         who = f'{no[0]} does not differ' if len(no)==1 else f'None of the {len(no)} models compared differs'
         return f"{who} from {base} by more than chance allows {where} ({'smallest ' if len(no)>1 else ''}corrected p {_p(rows.p_holm.min())}). " + _room(rows)
     rest = f" {_and(no)} {'does' if len(no)==1 else 'do'} not differ from it by more than chance allows." if no else ''
-    return f"{'; '.join(_found(r, base) for _,r in yes.iterrows())}, {where}.{rest}"
+    return f"{'; '.join(_found(r, base) for _,r in yes.iterrows())}, {where}.{rest}" + _single(ran)
+
+# %% ../../nbs/lab/40_lab.report.ipynb #1fb04d18
+def _single(rows):
+    "A warning where a model was trained once"
+    return ' Some of these are single runs: their intervals do not contain the chance in training.' if (rows.runs<2).any() else ''
 
 # %% ../../nbs/lab/40_lab.report.ipynb #45163ccb
 def _room(rows):
@@ -377,14 +382,14 @@ def _top(exp, records, preset, df, split):
     if exp.note: parts.append(_tag('p', f'<strong>What is smaller than, or differs from, the paper:</strong> {escape(exp.note)}'))
     return '\n'.join(filter(None, parts))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #7ae668f8
+# %% ../../nbs/lab/40_lab.report.ipynb #4bde6f4d
 _columns = {'AUC, mean (SD) of runs':'area under the ROC curve: the chance that a random sick image scores higher than a random healthy one, 0.5 by guessing; mean over the runs and their standard deviation',
     '95 % interval':'of that mean; it redraws the cases (whole patients where they are known) and the runs',
     'difference (95 % interval)':'mean AUC minus that of the baseline; the interval redraws the cases (whole patients where they are known) and the runs',
     'p (DeLong)':"DeLong's paired test on the same images; it does not count the chance in training",
     'p (Holm)':'the same, corrected for the number of models compared',
     'parameters':'numbers that were trained', 'paper':'the value printed in the paper, where we know it',
-    'status':"what our interval says about the paper's claim: undecided (it includes no difference), direction only (the claimed sign, in another setting), matched (in the paper's own setting), contradicted (the other sign), not comparable (the paper says nothing about this model), not run"}
+    'status':"what our interval says about the paper's claim: undecided (it includes no difference, or there is one run only), direction only (the claimed sign, in another setting), matched (in the paper's own setting), contradicted (the other sign), not comparable (the paper says nothing about this model), not run"}
 
 # %% ../../nbs/lab/40_lab.report.ipynb #bf8e4749
 def _legend(df):
