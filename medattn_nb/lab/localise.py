@@ -9,7 +9,7 @@ __all__ = ['CAM_SCORES', 'seen', 'overlap', 'pixel_precision', 'cam_scores', 'gr
            'score_key', 'localise', 'sign_flip_test', 'compare_localisation', 'show_localisation',
            'localisation_answer', 'localisation_figure', 'best_models', 'figure7']
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #b1727587
+# %% ../../nbs/lab/35_lab.localise.ipynb #6246141f
 import numpy as np
 import pandas as pd
 import torch
@@ -21,7 +21,7 @@ from ..core import ArgumentError,ResultError,ShapeError,derive_seed
 from ..data.datasets import Data
 from ..figures import OKABE_ITO
 from .training import BatchDL,Recipe
-from .experiments import _describe,_final
+from .experiments import _describe,_final,_num,_p
 from .explain import CamResult,_pairs,cam_figure,gradcam,localisation,random_weights
 from .ledger import environment,make_record,peak_memory
 from .report import _plain,_tidy,load_trained
@@ -362,19 +362,17 @@ def compare_localisation(
         df.insert(df.columns.get_loc(p)+1, f'{p}_holm', pd.Series(holm(df[p][asked]), index=df.index[asked]) if asked.any() else np.nan)
     return df
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #d7160cf6
-def _num(v, spec='.3f'): return '–' if pd.isna(v) else format(v, spec)
-def _pv(v): return '–' if pd.isna(v) else '< 0.001' if v<.001 else f'{v:.3f}'
+# %% ../../nbs/lab/35_lab.localise.ipynb #8faf9787
 def _ci(d, lo, hi): return ['–' if pd.isna(a) else f'{a:+.3f} ({b:+.3f} to {c:+.3f})' for a,b,c in zip(d, lo, hi)]
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #f5a824d5
+# %% ../../nbs/lab/35_lab.localise.ipynb #98aa7961
 def show_localisation(
     df:pd.DataFrame, # As from `compare_localisation`
 )->pd.DataFrame: # Strings, indexed by model
     "The comparison in the form for readers"
     cols = {'runs':df.runs.astype(str), 'mean (95 % interval)':[f'{a:.3f} ({b:.3f} to {c:.3f})' for a,b,c in zip(df['mean'], df.low, df.high)], 'SD of runs':df.sd.map(_num),
-        'against uniform':[f'x {o:.2f}' for o in df.ratio], 'blank maps':[f'{100*o:.0f} %' for o in df.blank], 'from baseline':_ci(df['diff'], df.dlow, df.dhigh), 'p (Holm)':df.p_holm.map(_pv)}
-    if 'random_p' in df: cols.update({'from random weights':_ci(df.random_diff, df.random_low, df.random_high), 'p (Holm) ':df.random_p_holm.map(_pv)})
+        'against uniform':[f'x {o:.2f}' for o in df.ratio], 'blank maps':[f'{100*o:.0f} %' for o in df.blank], 'from baseline':_ci(df['diff'], df.dlow, df.dhigh), 'p (Holm)':df.p_holm.map(_p)}
+    if 'random_p' in df: cols.update({'from random weights':_ci(df.random_diff, df.random_low, df.random_high), 'p (Holm) ':df.random_p_holm.map(_p)})
     return pd.DataFrame(cols).set_axis(pd.Index(df.model, name='model'))
 
 # %% ../../nbs/lab/35_lab.localise.ipynb #b822793e

@@ -1,4 +1,4 @@
-"""Does attention in a ResNet-18 help on medical images? Seven modules and a control on four tasks, with seeds, intervals, paired tests, and a look at where they look.
+"""Does attention in a ResNet-18 help on medical images? Six modules and two controls on four tasks, with seeds, intervals, paired tests, and a look at where they look.
 
 Docs: https://medattn.github.io/medattn_nb/papers/papers.selfattention.html.md"""
 
