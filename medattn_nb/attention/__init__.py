@@ -9,10 +9,10 @@ __all__ = ['Attention', 'register', 'create', 'available', 'attention_modules', 
            'SE', 'ChannelSE', 'ChannelGate', 'SRM', 'SpatialGate', 'CBAM', 'SpatialSE', 'SCSE', 'BAM', 'AttentionGate',
            'GridAttentionGate', 'SoftMask', 'ResidualAttention', 'ResidualUnit', 'GC', 'plain_attention',
            'exact_attention', 'concat_attention', 'attention_rows', 'attention_received', 'Pairwise', 'NonLocal', 'PAM',
-           'CAM', 'crisscross_attention', 'CrissCross', 'PointwiseControl', 'ConstantGate', 'AttentionBlock',
+           'CAM', 'crisscross_attention', 'CrissCross', 'NAM', 'PointwiseControl', 'ConstantGate', 'AttentionBlock',
            'insert_attention']
 
-# %% ../../nbs/blocks/19_attention.ipynb #d3a9719d
+# %% ../../nbs/blocks/19_attention.ipynb #0b956aac
 from .registry import Attention,register,create,available,attention_modules,collect_maps,open_gates,check_attention
 from .channel import SE,ChannelSE,ChannelGate,SRM
 from .spatial import SpatialGate,CBAM
@@ -25,9 +25,10 @@ from .pairwise import Pairwise,NonLocal
 from .dual import PAM,CAM
 from .crisscross import crisscross_attention,CrissCross
 from .control import PointwiseControl,ConstantGate
+from .nam import NAM
 from .insertion import AttentionBlock,insert_attention
 
-# %% ../../nbs/blocks/19_attention.ipynb #604e2dcb
+# %% ../../nbs/blocks/19_attention.ipynb #0f606080
 _all_ = ['Attention','register','create','available','attention_modules','collect_maps','open_gates','check_attention',
          'SE','ChannelSE','ChannelGate','SRM','SpatialGate','CBAM','SpatialSE','SCSE','BAM','AttentionGate','GridAttentionGate','SoftMask','ResidualAttention','ResidualUnit','GC',
-         'plain_attention','exact_attention','concat_attention','attention_rows','attention_received','Pairwise','NonLocal','PAM','CAM','crisscross_attention','CrissCross','PointwiseControl','ConstantGate','AttentionBlock','insert_attention']
+         'plain_attention','exact_attention','concat_attention','attention_rows','attention_received','Pairwise','NonLocal','PAM','CAM','crisscross_attention','CrissCross','NAM','PointwiseControl','ConstantGate','AttentionBlock','insert_attention']

@@ -8,7 +8,8 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.experiments.html.md"""
 __all__ = ['PRESETS', 'Published', 'Experiment', 'RunResult', 'run_recipe', 'Progress', 'run_experiment', 'scored_part',
            'compare', 'show_table', 'pool']
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #8900495a
+# %% ../../nbs/lab/20_lab.experiments.ipynb #a948425f
+import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from ..core import ArgumentError,ResultError,pick_device
 from ..data.datasets import Data
 from .ledger import Ledger,environment,make_record,peak_memory
 from .training import Fitted,Recipe,fit,predict
-from ..metrics import binary_metrics,holm,mean_auc_ci,paired_auc_test,roc_auc
+from ..metrics import METRICS,binary_metrics,holm,mean_metric_ci,metric_values,multiclass_metrics,paired_auc_test,paired_metric_test
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #35262c6a
 class Published(NamedTuple):
@@ -64,7 +65,18 @@ def recipes(self:Experiment,
     seeds = self.seeds[preset] if seeds is None else seeds
     return [(row, self.presets[preset].replace(**{**kw, **change, 'seed':s})) for s in seeds for row,change in self.rows.items()]
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #95f66462
+# %% ../../nbs/lab/20_lab.experiments.ipynb #063effa7
+@patch
+def only(self:Experiment,
+    rows, # Names of rows, the baseline first
+    published=None, # Row name -> `Published`, where the claims are about this baseline; default: those of these rows
+)->Experiment: # The same experiment, and so the same records
+    "A part of the table, or the whole with another baseline; an unknown row is an `ArgumentError`"
+    for o in rows:
+        if o not in self.rows: raise ArgumentError('rows', o, f"choose from {', '.join(self.rows)}")
+    return dataclasses.replace(self, rows={o:self.rows[o] for o in rows}, published={k:v for k,v in self.published.items() if k in rows[1:]} if published is None else published)
+
+# %% ../../nbs/lab/20_lab.experiments.ipynb #726e4fc4
 def _scores(data, split, p):
     "Scores of every image of `split`, with its file, label and group"
     it = data.items[data.items.split==split]
@@ -73,7 +85,7 @@ def _scores(data, split, p):
 
 def _final(s):
     "Metrics of one split from its scores"
-    if np.ndim(s['score'])==2: return dict(accuracy=float(np.mean(s['score'].argmax(1)==s['label'])))
+    if np.ndim(s['score'])==2: return {k:float(o) for k,o in multiclass_metrics(s['label'], s['score']).items()}
     return binary_metrics(s['label'], s['score'], groups=s['group'])
 
 def _describe(data):
@@ -200,29 +212,29 @@ def _status(pub, diff, ci, preset, runs=2):
     if np.sign(diff)!=pub.direction: return 'contradicted'
     return 'direction only' if preset!='paper' or pub.value is None else 'matched'
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #4411ff29
-def _alone(row, split, boots):
+# %% ../../nbs/lab/20_lab.experiments.ipynb #c7bfd4a4
+def _alone(row, split, boots, metric):
     "Numbers of one row by itself; raises `ResultError` if its runs differ in more than the seed"
     if len({Recipe.from_dict({**r['recipe'], 'seed':0}).hash for r in row})>1:
         raise ResultError('records', row[0]['row'], 'these runs were made with different recipes and cannot be averaged; use another results folder for each')
     y,groups,S = _stack(row, split)
-    aucs = [roc_auc(y, s) for s in S]
-    ci = mean_auc_ci(y, S, n=boots, groups=groups)
-    return dict(runs=len(aucs), auc=np.mean(aucs), auc_low=ci.low, auc_high=ci.high, sd=np.std(aucs, ddof=1) if len(aucs)>1 else np.nan, parameters=row[0]['parameters'])
+    ci = mean_metric_ci(y, S, metric, n=boots, groups=groups)
+    values = metric_values(y, S, metric)
+    return dict(runs=len(S), **{metric:ci.value, f'{metric}_low':ci.low, f'{metric}_high':ci.high}, sd=np.std(values, ddof=1) if len(S)>1 else np.nan, parameters=row[0]['parameters'])
 
-def _against(row, base, split, boots, pub, preset):
+def _against(row, base, split, boots, pub, preset, metric):
     "Numbers of the difference of one row from the baseline"
     y,groups,S = _stack(base+row, split)
     B,A = S[:len(base)],S[len(base):]
-    t = paired_auc_test(y, A, B, groups=groups)
-    b = paired_auc_test(y, A, B, method='bootstrap', resample_runs=True, n=boots, groups=groups)
-    return dict(diff=t.diff, low=b.ci[0], high=b.ci[1], se=b.se, p=t.p, status=_status(pub, t.diff, b.ci, preset, min(len(A), len(B))))
+    b = paired_metric_test(y, A, B, metric, n=boots, groups=groups)
+    p = paired_auc_test(y, A, B, groups=groups).p if metric=='auc' and S.ndim==2 else b.p
+    return dict(diff=b.diff, low=b.ci[0], high=b.ci[1], se=b.se, p=p, status=_status(pub, b.diff, b.ci, preset, min(len(A), len(B))))
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #6b623c16
-def _blank(exp, name):
+# %% ../../nbs/lab/20_lab.experiments.ipynb #d8f2b124
+def _blank(exp, name, metric):
     "The row of a model that was not run"
-    pub = exp.published.get(name, Published())
-    return dict(model=name, runs=0, auc=np.nan, auc_low=np.nan, auc_high=np.nan, sd=np.nan, diff=np.nan, low=np.nan, high=np.nan, se=np.nan, p=np.nan, p_holm=np.nan, parameters=pd.NA, published=pub.value, status='not run')
+    nothing = dict.fromkeys((metric, f'{metric}_low', f'{metric}_high', 'sd', 'diff', 'low', 'high', 'se', 'p', 'p_holm'), np.nan)
+    return dict(model=name, runs=0, **nothing, parameters=pd.NA, published=exp.published.get(name, Published()).value, status='not run')
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #d0aa33d4
 def _by_row(exp, records, preset):
@@ -232,25 +244,33 @@ def _by_row(exp, records, preset):
         if (r['paper'],r['table'],r['preset'])==(exp.paper,exp.table,preset): by[r['row']].append(r)
     return by
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #091fd182
+# %% ../../nbs/lab/20_lab.experiments.ipynb #7eb4c947
+def _binary(by):
+    "Have the runs two classes?"
+    return all(len(r['data']['classes'])==2 for rs in by.values() for r in rs)
+
+# %% ../../nbs/lab/20_lab.experiments.ipynb #e809c462
 def compare(
     exp:Experiment, # Gives rows, baseline and published numbers
     records:list, # Records of this experiment, as from `run_experiment` or `Ledger.records`
     preset:str, # Which preset's records to compare
     split:str|None=None, # Which images' scores: 'test' or 'valid'; default: as `scored_part` says
     boots:int=2000, # Bootstrap draws
-)->pd.DataFrame: # One row a model: runs, auc, auc_low, auc_high, sd, diff, low, high, se, p, p_holm, parameters, published, status
+    metric:str='auc', # 'auc' or another of `metrics.METRICS`; of more than two classes the macro mean. What the paper printed belongs to 'auc'
+)->pd.DataFrame: # One row a model: runs, auc, auc_low, auc_high (or named after another metric), sd, diff, low, high, se, p, p_holm, parameters, published, status
     "The experiment's table from its records; rows without records say 'not run'"
+    if metric not in METRICS: raise ArgumentError('metric', metric, f"choose from {', '.join(METRICS)}")
     by = _by_row(exp, records, preset)
     split = split or scored_part([o for rs in by.values() for o in rs])
     base,out = by[exp.baseline],[]
     for name in exp.rows:
-        row = _blank(exp, name)
-        if by[name]: row.update(_alone(by[name], split, boots), status='baseline' if name==exp.baseline else 'no baseline')
-        if by[name] and base and name!=exp.baseline: row.update(_against(by[name], base, split, boots, exp.published.get(name, Published()), preset))
+        row = _blank(exp, name, metric)
+        if by[name]: row.update(_alone(by[name], split, boots, metric), status='baseline' if name==exp.baseline else 'no baseline')
+        if by[name] and base and name!=exp.baseline: row.update(_against(by[name], base, split, boots, exp.published.get(name, Published()), preset, metric))
         out.append(row)
     df = pd.DataFrame(out)
     df.loc[df.p.notna(), 'p_holm'] = holm(df.p.dropna())
+    df.attrs.update(metric=metric, test='DeLong' if metric=='auc' and _binary(by) else 'bootstrap')
     return df
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #3b81d5b4
@@ -258,15 +278,16 @@ def _num(v, spec='.3f'): return '–' if v is None or pd.isna(v) else format(v, 
 
 def _p(v): return '–' if pd.isna(v) else '< 0.001' if v<.001 else f'{v:.3f}'
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #e8dc18e5
+# %% ../../nbs/lab/20_lab.experiments.ipynb #82095da0
 def show_table(
     df:pd.DataFrame, # As from `compare`
 )->pd.DataFrame: # Strings, indexed by model
     "The comparison in the form for readers"
-    cols = {'AUC, mean (SD) of runs':[_num(a) if pd.isna(s) else f'{a:.3f} ({s:.3f})' for a,s in zip(df.auc, df.sd)],
-        '95 % interval':['–' if pd.isna(l) else f'{l:.3f} to {h:.3f}' for l,h in zip(df.auc_low, df.auc_high)], 'runs':df.runs.astype(str),
+    m = df.attrs.get('metric', 'auc')
+    cols = {f"{'AUC' if m=='auc' else m}, mean (SD) of runs":[_num(a) if pd.isna(s) else f'{a:.3f} ({s:.3f})' for a,s in zip(df[m], df.sd)],
+        '95 % interval':['–' if pd.isna(l) else f'{l:.3f} to {h:.3f}' for l,h in zip(df[f'{m}_low'], df[f'{m}_high'])], 'runs':df.runs.astype(str),
         'difference (95 % interval)':['–' if pd.isna(d) else f'{d:+.3f} ({l:+.3f} to {h:+.3f})' for d,l,h in zip(df['diff'], df.low, df.high)],
-        'p (DeLong)':df.p.map(_p), 'p (Holm)':df.p_holm.map(_p), 'parameters':[_num(o, ',') for o in df.parameters],
+        f"p ({df.attrs.get('test', 'DeLong')})":df.p.map(_p), 'p (Holm)':df.p_holm.map(_p), 'parameters':[_num(o, ',') for o in df.parameters],
         'paper':['not known' if pd.isna(o) else f'{o:.3f}' for o in df.published], 'status':df.status}
     return pd.DataFrame(cols).set_axis(pd.Index(df.model, name='model'))
 
