@@ -18,14 +18,14 @@ BN = 'bn.weight bn.bias bn.running_mean bn.running_var bn.num_batches_tracked'
 
 class TestSoftmax(Battery):
     KINDS = {'nonlocal':('nonlocal',{}), 'nonlocal-nobn':('nonlocal',dict(bn=False)), 'gaussian':('nonlocal',dict(kind='gaussian')),
-             'pam':('pam',{}), 'crisscross':('crisscross',{}), 'crisscross-1':('crisscross',dict(recurrence=1))}
+             'nam':('nam',{}), 'nam-residual':('nam',dict(residual=True)), 'pam':('pam',{}), 'crisscross':('crisscross',{}), 'crisscross-1':('crisscross',dict(recurrence=1))}
     KEYS = {'nonlocal':' '.join([*CONVS.values(), BN]), 'nonlocal-nobn':' '.join(CONVS.values()), 'gaussian':f"{CONVS['g']} {CONVS['out']} {BN}",
-            'pam':f'gamma {GATES}', 'crisscross':f'gamma {GATES}', 'crisscross-1':f'gamma {GATES}'}
+            **dict.fromkeys(('nam','nam-residual'), ' '.join(CONVS[o] for o in ('theta','phi','g'))), 'pam':f'gamma {GATES}', 'crisscross':f'gamma {GATES}', 'crisscross-1':f'gamma {GATES}'}
 
 class TestUnbounded(Battery):
     "Weights that are no softmax have no range"
     RANGE = None
-    KINDS = {'dot':('nonlocal',dict(kind='dot')), 'concat':('nonlocal',dict(kind='concat'))}
+    KINDS = {'dot':('nonlocal',dict(kind='dot')), 'concat':('nonlocal',dict(kind='concat')), 'nam-dot':('nam',dict(kind='dot'))}
     KEYS = {'concat':f"{CONVS['theta']} {CONVS['phi']} {CONVS['g']} concat.weight {CONVS['out']} {BN}", 'dot':' '.join([*CONVS.values(), BN])}
 
 class TestSubsampled(Battery):

@@ -110,6 +110,59 @@ def test_bad_arguments(kw, says):
     with pytest.raises(ArgumentError) as e: resnet18(**kw)
     assert says in str(e.value)
 
+# --- ShuffleNetV2 ---------------------------------------------------------------------------------------
+def shuffled(seed=0, **kw): torch.manual_seed(seed); return shufflenetv2(**kw).eval()
+
+def test_shufflenet_is_torchvisions():
+    theirs = torchvision.models.shufflenet_v2_x1_0(num_classes=3).eval()
+    ours,x = shufflenetv2(3, conv5=True, weights=theirs.state_dict()).eval(),torch.randn(2,3,65,47)
+    with torch.no_grad(): assert torch.equal(ours(x), theirs(x))
+    assert list(ours.state_dict())==list(theirs.state_dict())
+
+def test_shufflenet_without_its_last_convolution():
+    theirs = torchvision.models.shufflenet_v2_x1_0()
+    m = shuffled(num_classes=5)
+    assert load_weights(m, theirs.state_dict())==['fc.weight','fc.bias'] and torch.equal(m.stage4[0].branch1[0].weight, theirs.stage4[0].branch1[0].weight)
+    assert m.fc.in_features==464 and n_params(theirs)-n_params(m)==464*1024+2*1024+1025*1000-465*5
+
+@pytest.mark.parametrize('k,c', list(enumerate((24,116,232,464), 1)))
+def test_attention_after_each_encoder(k, c):
+    m,plain,x = shuffled(attention='se', where=f'stage:{k}'),shuffled(),torch.randn(2,3,64,64)
+    assert [(n,o.channels) for n,o in attention_modules(m).items()]==[(f'attention{k}',c)]
+    assert all(torch.equal(v, m.state_dict()[n]) for n,v in plain.state_dict().items())
+    with torch.no_grad(), open_gates(m): assert torch.equal(m(x), plain(x))
+    with torch.no_grad(): assert not torch.equal(m(x), plain(x))
+
+@pytest.mark.parametrize('name', ['resnet18','shufflenetv2'])
+@pytest.mark.parametrize('ni', [1,4])
+def test_encoder_maps(name, ni):
+    m,x = create_backbone(name, num_classes=3, in_channels=ni).eval(),torch.randn(2,ni,70,50)
+    with torch.no_grad(): maps,out = encoder_maps(m, x),m(x)
+    assert [tuple(o.shape[2:]) for o in maps.values()]==[(70,50),(35,25),(18,13),(9,7),(5,4),(3,2)] and maps['input'] is x
+    assert torch.allclose(m.fc(maps['e4'].mean((2,3))), out, atol=1e-6)
+
+@pytest.mark.parametrize('kw,says', [(dict(attention='se', where='residual'),'stage:1'), (dict(num_classes=0),'at least 1'), (dict(reduction=4),'no such option'), (dict(weights='imagenet'),'fetch it once')])
+def test_bad_shufflenets(kw, says, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    with pytest.raises(ArgumentError, match=says): shufflenetv2(**kw)
+
+def test_imagenet_weights_are_found_and_checked(monkeypatch, tmp_path):
+    "A file of torchvision's name is used if its digest begins as the name says"
+    import hashlib, types
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    (tmp_path/'checkpoints').mkdir()
+    sd = torchvision.models.resnet18().state_dict()
+    torch.save(sd, tmp_path/'w.pth')
+    digest = hashlib.sha256((tmp_path/'w.pth').read_bytes()).hexdigest()[:8]
+    there = tmp_path/f'checkpoints/resnet18-{digest}.pth'
+    kind = types.SimpleNamespace(IMAGENET1K_V1=types.SimpleNamespace(url=f'https://example.org/{there.name}'))
+    monkeypatch.setattr(torchvision.models, 'get_model_weights', lambda arch: kind)
+    with pytest.raises(ArgumentError, match='is not on this machine'): resnet18(weights='imagenet')
+    there.write_bytes((tmp_path/'w.pth').read_bytes())
+    assert torch.equal(resnet18(weights='imagenet').layer4[1].conv2.weight, sd['layer4.1.conv2.weight'])
+    there.write_bytes(b'half a file')
+    with pytest.raises(ArgumentError, match='damaged'): resnet18(weights='imagenet')
+
 def test_registry(monkeypatch):
     import medattn_nb.backbones as b
     monkeypatch.setattr(b, '_backbones', dict(b._backbones))

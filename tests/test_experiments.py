@@ -8,7 +8,7 @@ from medattn_nb.lab import experiments
 from medattn_nb.lab.experiments import Experiment, Progress, Published, compare, pool, run_experiment, scored_part, show_table
 from medattn_nb.lab.ledger import Ledger, make_record
 from medattn_nb.lab.training import Recipe
-from medattn_nb.metrics import mean_auc_ci, paired_auc_test, roc_auc
+from medattn_nb.metrics import METRICS, mean_auc_ci, multiclass_metrics, paired_auc_test, roc_auc
 from test_ledger import parts
 
 TINY = Recipe(data='phantom-texture', data_options=dict(n=24, size=16), size=16, epochs=1, batch_size=8)
@@ -174,3 +174,43 @@ def test_pooled_p_keeps_its_level():
     rng = np.random.default_rng(0)
     ps = [pool(frames(**{str(t):(rng.normal(0, se), se) for t,se in enumerate((.01,.03,.05))})).p[0] for _ in range(400)]
     assert .02<np.mean(np.array(ps)<.05)<.09
+
+# --- several classes, other metrics -----------------------------------------------------------------------
+def many(row='plain', seed=0, shift=1., n=60):
+    "A record with three classes"
+    rng = np.random.default_rng([seed, *row.encode()])
+    y = np.arange(n)%3
+    z = np.exp(rng.normal(shift*np.eye(3)[y], 1))
+    r = record(row, seed, n=n, labels=y)
+    r['scores']['test']['score'] = (z/z.sum(1, keepdims=True)).round(6).tolist()
+    return r
+
+def threes(): return [many(r, s, shift=1. if r=='plain' else 2.) for r in ROWS for s in (0,1,2)]
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_any_metric_of_several_classes(metric):
+    df = compare(EXP, threes(), 'smoke', boots=100, metric=metric).set_index('model')
+    s = [multiclass_metrics(np.arange(60)%3, many('SE', k, 2.)['scores']['test']['score'])[metric].value for k in (0,1,2)]
+    assert df[metric]['SE']==pytest.approx(np.mean(s)) and df.sd['SE']==pytest.approx(np.std(s, ddof=1))
+    assert df['diff']['SE']==pytest.approx(df[metric]['SE']-df[metric]['plain']) and df.low['SE']<=df['diff']['SE']<=df.high['SE']
+    shown = show_table(compare(EXP, threes(), 'smoke', boots=100, metric=metric))
+    assert f"{'AUC' if metric=='auc' else metric}, mean (SD) of runs" in shown and 'p (bootstrap)' in shown
+
+def test_auc_of_two_classes_is_as_before():
+    df = compare(EXP, both(), 'smoke', boots=100)
+    y = np.arange(60)%2
+    S = {r:np.array([record(r, s, shift=1. if r=='plain' else 2.)['scores']['test']['score'] for s in (0,1)]) for r in ROWS}
+    g = [f'{i:03d}' for i in range(60)]
+    ci,t,b = mean_auc_ci(y, S['SE'], n=100, groups=g),paired_auc_test(y, S['SE'], S['plain'], groups=g),paired_auc_test(y, S['SE'], S['plain'], method='bootstrap', resample_runs=True, n=100, groups=g)
+    assert df.loc[1,['auc','auc_low','auc_high']].tolist()==pytest.approx(list(ci)) and df.loc[1,['diff','low','high','p']].tolist()==pytest.approx([t.diff,*b.ci,t.p])
+    assert 'p (DeLong)' in show_table(df)
+
+def test_only():
+    exp = EXP.only(('GC','plain'))
+    assert (exp.baseline, exp.name, exp.published)==('GC', EXP.name, {}) and EXP.only(('plain','SE')).published=={'SE':EXP.published['SE']}
+    df = compare(exp, both(), 'smoke', boots=100).set_index('model')
+    assert df.status.to_dict()=={'GC':'baseline','plain':'not comparable'}
+    with pytest.raises(ArgumentError, match='choose from plain, SE, GC'): EXP.only(('plain','SRM'))
+
+def test_unknown_metric():
+    with pytest.raises(ArgumentError, match='choose from auc, sensitivity'): compare(EXP, both(), 'smoke', metric='f1')

@@ -6,7 +6,7 @@ import sklearn.metrics as skm
 from hypothesis import given,settings,strategies as st
 from medattn_nb.core import ArgumentError,MedattnError
 from medattn_nb.metrics import *
-from medattn_nb.metrics import _components,_se,_strata,_resample,_weighted_auc
+from medattn_nb.metrics import _components,_draws,_se,_strata,_resample,_weighted_auc
 
 def cases(seed=0, m=40, n=60, shift=1., decimals=None):
     rng = np.random.default_rng(seed); s = np.r_[rng.normal(shift,1,m), rng.normal(0,1,n)]; o = rng.permutation(m+n)
@@ -217,3 +217,48 @@ def test_tally():
     (lambda: tally([1], empty='drop'), "'skip' or a number"), (lambda: tally([1], missed=None), "'skip' or a number"), (lambda: tally([1], reduction='sum'), "'mean' or 'none'")])
 def test_bad_classes(f, msg):
     with pytest.raises(ArgumentError, match=msg): f()
+
+# --- any metric, several classes, several runs -----------------------------------------------------------
+def three(seed=0, runs=3, n=45, K=3, shift=1.):
+    rng = np.random.default_rng(seed); y = np.r_[np.arange(n-6)%K, rng.integers(K, size=6)]
+    return y,np.eye(K)[y]*shift+rng.normal(0, 1, (runs,n,K))
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0,999), st.integers(2,5), st.sampled_from(METRICS))
+def test_weights_are_repeated_cases(seed, K, metric):
+    "A draw is the metric of the cases it holds, as often as it holds them; a class that it lacks stays out"
+    y,S = three(seed, 1, 30, K)
+    w = np.random.default_rng(seed).integers(0, 3, 30)
+    again = np.repeat(np.arange(30), w)
+    want = multiclass_metrics(y[again], S[0][again])[metric].value
+    if len(np.unique(y[again]))==K: assert np.isclose(_draws(y, S[0], w[None].astype(float), metric)[0], want, equal_nan=True)
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_two_classes_as_at_one_threshold(metric):
+    y,s = cases(3); p = 1/(1+np.exp(-s))
+    want = dict(auc=roc_auc, sensitivity=sensitivity, accuracy=accuracy, precision=precision)[metric](y, p)
+    assert metric_values(y, [p,p], metric)==pytest.approx((want,want))
+    assert skm.recall_score(y, p>=.5)==pytest.approx(metric_values(y, [p], 'sensitivity')[0])
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_paired_metric_test(metric):
+    (y,A),(_,B) = three(1, shift=2.),three(2, shift=2.)
+    t,back = paired_metric_test(y, A, B, metric, n=300),paired_metric_test(y, B, A, metric, n=300)
+    assert t.diff==pytest.approx(-back.diff)==pytest.approx(np.mean(t.values_a)-np.mean(t.values_b)) and t.ci[0]<=t.ci[1] and t.se>0 and 0<t.p<=1
+    same = paired_metric_test(y, A, A, metric, n=100, resample_runs=False)
+    assert (same.diff,same.ci,same.p)==(0,(0,0),1)
+    assert paired_metric_test(y, A, B-9, metric, n=100)==paired_metric_test(y, A, B, metric, n=100)
+    assert str(t).count('to')==1
+
+def test_more_runs_and_groups_change_the_interval():
+    y,S = three(4, runs=4)
+    one,all_ = (mean_metric_ci(y, S, n=400, resample_runs=o) for o in (False,True))
+    assert all_.high-all_.low>one.high-one.low and one.value==all_.value
+    twins = np.arange(45)//3
+    assert mean_metric_ci(y, S, n=400, groups=twins)!=all_
+
+@pytest.mark.parametrize('y,S,metric,says', [([0,1], [[.1,.9]], 'f1', 'choose from auc'), ([0,1], [.1,.9], 'auc', r'\(runs,n\)'), ([0,1,2], [[.1,.9,.3]], 'auc', 'from 0 to 1'),
+    ([0,1], [[.1,np.nan]], 'auc', '1 nan'), ([1,1], [[.1,.9]], 'auc', 'undefined'), ([0,1], [[[.1,.9]]], 'auc', 'each of the 2 cases'), ([0,3], [[[.1,.9,0],[0,.1,.9]]], 'accuracy', 'from 0 to 2')])
+def test_bad_input_of_any_metric(y, S, metric, says):
+    for f in (metric_values, mean_metric_ci, lambda *a: paired_metric_test(a[0], a[1], a[1], a[2])):
+        with pytest.raises(MedattnError, match=says): f(y, S, metric)

@@ -7,8 +7,8 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.cli.html.md"""
 # %% auto #0
 __all__ = ['Bars', 'main']
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #f5cf0614
-import argparse,ast,importlib,importlib.metadata,importlib.util,os,pkgutil,platform,re,shlex,shutil,sys,time
+# %% ../../nbs/lab/50_lab.cli.ipynb #42fb1dbf
+import argparse,ast,importlib,importlib.metadata,importlib.util,os,platform,re,shlex,shutil,sys,time
 from pathlib import Path
 from fastcore.basics import patch
 
@@ -42,12 +42,11 @@ _results = _arg('--results', metavar='DIR', help='folder of records (default: re
 _set = _arg('--set', action='append', default=[], metavar='FIELD=VALUE', help='change a field of the recipe in every row, as --set epochs=2; may be repeated')
 _split = _arg('--split', choices=('test','valid'), help='images to compare on (default: test, where there is a test part)')
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #9ee4a817
+# %% ../../nbs/lab/50_lab.cli.ipynb #9c86f9ef
 def _papers():
     "Every paper's tables: name of the paper -> name of the table -> `Experiment`"
-    pkg = importlib.import_module('medattn_nb.papers')
-    mods = {o.name:importlib.import_module(f'{pkg.__name__}.{o.name}') for o in pkgutil.iter_modules(pkg.__path__)}
-    return {k:m.EXPERIMENTS for k,m in mods.items() if hasattr(m, 'EXPERIMENTS')}
+    from medattn_nb.lab.training import paper_modules
+    return {k:m.EXPERIMENTS for k,m in paper_modules().items() if hasattr(m, 'EXPERIMENTS')}
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #de10a8b3
 def _find(name):

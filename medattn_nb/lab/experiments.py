@@ -244,12 +244,12 @@ def _by_row(exp, records, preset):
         if (r['paper'],r['table'],r['preset'])==(exp.paper,exp.table,preset): by[r['row']].append(r)
     return by
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #7eb4c947
-def _binary(by):
-    "Have the runs two classes?"
-    return all(len(r['data']['classes'])==2 for rs in by.values() for r in rs)
+# %% ../../nbs/lab/20_lab.experiments.ipynb #b6f6188f
+def _binary(by, split):
+    "Is there one score a case?"
+    return all(np.ndim(r['scores'][split]['score'])==1 for rs in by.values() for r in rs)
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #e809c462
+# %% ../../nbs/lab/20_lab.experiments.ipynb #10f62d25
 def compare(
     exp:Experiment, # Gives rows, baseline and published numbers
     records:list, # Records of this experiment, as from `run_experiment` or `Ledger.records`
@@ -270,7 +270,7 @@ def compare(
         out.append(row)
     df = pd.DataFrame(out)
     df.loc[df.p.notna(), 'p_holm'] = holm(df.p.dropna())
-    df.attrs.update(metric=metric, test='DeLong' if metric=='auc' and _binary(by) else 'bootstrap')
+    df.attrs.update(metric=metric, test='DeLong' if metric=='auc' and _binary(by, split) else 'bootstrap')
     return df
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #3b81d5b4

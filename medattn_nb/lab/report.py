@@ -8,7 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.report.html.md"""
 __all__ = ['pick_records', 'answer', 'run_aucs', 'auc_figure', 'curves_figure', 'roc_figure', 'sample_figure', 'load_trained',
            'CamStudy', 'cam_study', 'localisation_table', 'study_figure', 'write_report']
 
-# %% ../../nbs/lab/40_lab.report.ipynb #009ff90f
+# %% ../../nbs/lab/40_lab.report.ipynb #53d68f44
 import re,struct
 from collections import defaultdict
 from html import escape
@@ -25,7 +25,7 @@ from ..data.datasets import Data
 from ..figures import OKABE_ITO,fig_png,png_uri,show_images
 from .experiments import Experiment,compare,scored_part,show_table
 from .training import Recipe,checkpoint_path
-from ..metrics import roc_auc,roc_curve
+from ..metrics import metric_values,roc_curve
 from fastai.learner import Learner
 
 # %% ../../nbs/lab/40_lab.report.ipynb #91dde5dd
@@ -86,14 +86,14 @@ def _room(rows):
     "What the intervals leave open"
     return f'Differences in AUC from {_signed(rows.low.min())} to {_signed(rows.high.max())} remain possible.'
 
-# %% ../../nbs/lab/40_lab.report.ipynb #453ba402
+# %% ../../nbs/lab/40_lab.report.ipynb #4e3f1dfe
 def run_aucs(
     records:list, # As from `pick_records`
     split:str='test', # Which images
 )->dict: # Row name -> AUC of each run
-    "The AUC of every run, from its scores"
+    "The AUC of every run, from its scores; of more than two classes the macro mean"
     by = defaultdict(list)
-    for r in records: by[r['row']].append(roc_auc(r['scores'][split]['label'], r['scores'][split]['score']))
+    for r in records: by[r['row']].append(metric_values(r['scores'][split]['label'], [r['scores'][split]['score']])[0])
     return {k:np.array(v) for k,v in by.items()}
 
 # %% ../../nbs/lab/40_lab.report.ipynb #ad285cd2
@@ -186,11 +186,13 @@ def curves_figure(
     fig.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=2, frameon=False, fontsize=9)
     return fig
 
-# %% ../../nbs/lab/40_lab.report.ipynb #0d2991b2
+# %% ../../nbs/lab/40_lab.report.ipynb #86663f63
 def _roc(record, split):
-    "False and true positive rates of one run"
-    fpr,tpr,_ = roc_curve(record['scores'][split]['label'], record['scores'][split]['score'])
-    return fpr,tpr
+    "False and true positive rates of one run; of more than two classes the mean of the curves of each against the rest"
+    y,s = (np.array(record['scores'][split][k]) for k in ('label','score'))
+    if s.ndim==1: return roc_curve(y, s)[:2]
+    grid = np.linspace(0, 1, 201)
+    return grid,_mean_roc([roc_curve(y==k, s[:,k])[:2] for k in range(s.shape[1]) if (y==k).any()], grid)
 
 # %% ../../nbs/lab/40_lab.report.ipynb #90669fd4
 def _mean_roc(curves, grid):
