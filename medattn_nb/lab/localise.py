@@ -172,12 +172,12 @@ def _predicted(learn, recipe, data, bs):
     learn.model.eval()
     with torch.no_grad(): return torch.cat([learn.model(seen(learn, recipe, data, k)).float().softmax(1).cpu() for k in parts]).numpy()
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #0d83fbd1
+# %% ../../nbs/lab/35_lab.localise.ipynb #deec3cc4
 def _external(data, p):
-    "File, label, group and score of every image, and their metrics where both classes are there"
+    "File, label, group and score of every image, and their metrics where there is more than one class"
     p = _round(p[:,1] if p.shape[1]==2 else p, 6)
     s = dict(file=data.items.file.astype(str).tolist(), label=data.labels.tolist(), group=data.items.group.astype(str).tolist(), score=p)
-    return s,_final(s) if p.ndim==2 or len(set(s['label']))==2 else {}
+    return s,_final(s) if len(set(s['label']))>1 else {}
 
 # %% ../../nbs/lab/35_lab.localise.ipynb #86c0330a
 def _summary(df, masks, grid):

@@ -6,9 +6,10 @@ Docs: https://medattn.github.io/medattn_nb/papers/papers.nonlocalattention.html.
 
 # %% auto #0
 __all__ = ['resnet18_dual', 'shufflenetv2_dual', 'OURS', 'ROWS', 'FUNDUS', 'XRAY', 'TASKS', 'EXPERIMENTS', 'VIEWS', 'NVCF',
-           'DualBranch', 'map_widths', 'printed', 'claims', 'view', 'scoreboard', 'referable']
+           'DualBranch', 'map_widths', 'printed', 'claims', 'view', 'scoreboard', 'referable', 'lesion_eyes']
 
-# %% ../../nbs/papers/60_papers.nonlocalattention.ipynb #ba3c002a
+# %% ../../nbs/papers/60_papers.nonlocalattention.ipynb #5f63509d
+from dataclasses import replace
 from functools import partial
 from io import StringIO
 import numpy as np
@@ -19,6 +20,9 @@ from torch import nn
 from ..attention import create
 from ..backbones import create_backbone,encoder_maps,init_weights,load_weights,register_backbone
 from ..core import ArgumentError,ShapeError
+from ..data import datasets
+from ..data.datasets import Data
+from ..data.loading import file_keys
 from ..lab.experiments import Experiment,Published,scored_part
 from ..lab.training import Recipe
 from ..metrics import binary_metrics,metric_values
@@ -235,3 +239,13 @@ def referable(
     scores = {k:two(s) for k,s in record['scores'].items()}
     return dict(record, scores=scores, data=dict(record['data'], classes=['not_referable','referable']),
                 metrics={k:binary_metrics(s['label'], s['score'], groups=s['group']) for k,s in scores.items()})
+
+# %% ../../nbs/papers/60_papers.nonlocalattention.ipynb #f86fb097
+def lesion_eyes(
+    root=None, # Folder of the real data sets; default: the environment variable MEDATTN_DATA
+)->Data: # Classes as the grading set, so that its networks can be asked; the labels are 0 and mean nothing
+    "IDRiD's photographs with outlined lesions that are not in its grading set; masks of the four kinds of lesion"
+    some,graded = datasets.load('idrid-fundus', root, task='segmentation'),datasets.load('idrid-fundus', root)
+    keys,n = file_keys(some.root, [*some.items.file,*graded.items.file]),len(some)
+    info = replace(some.info, classes=graded.info.classes, masks=some.info.masks[:4], values=some.info.values[:4], counts=())
+    return Data(info, some.items.iloc[[i for i in range(n) if keys[i] not in set(keys[n:])]], some.root)
