@@ -513,7 +513,7 @@ def _mean_draws(y, S, W, metric, rng, resample_runs):
     v = np.stack([_draws(y, s, W, metric) for s in S], 1)
     return np.take_along_axis(v, rng.integers(len(S), size=v.shape), 1).mean(1) if resample_runs else v.mean(1)
 
-# %% ../nbs/blocks/30_metrics.ipynb #98665ff6
+# %% ../nbs/blocks/30_metrics.ipynb #e6038982
 def metric_values(
     y, # Labels (n,), whole numbers from 0
     S, # Scores of one model: (runs,n) of class 1, called at .5, or (runs,n,K) of every class
@@ -523,6 +523,7 @@ def metric_values(
     y,S = _many(y, S, metric)
     return tuple(float(_draws(y, s, np.ones((1,len(y))), metric)[0]) for s in S)
 
+# %% ../nbs/blocks/30_metrics.ipynb #50db8c17
 def mean_metric_ci(
     y, # Labels (n,), whole numbers from 0
     S, # Scores of one model, as for `metric_values`
@@ -539,7 +540,7 @@ def mean_metric_ci(
     D = _mean_draws(y, S, _boot_weights(y, n, groups, rng), metric, rng, resample_runs)
     return Interval(float(np.mean(metric_values(y, S, metric))), *map(float, np.nanquantile(D, [(1-level)/2,(1+level)/2])))
 
-# %% ../nbs/blocks/30_metrics.ipynb #61974485
+# %% ../nbs/blocks/30_metrics.ipynb #82bb8e10
 class MetricTest(NamedTuple):
     "A paired comparison of a (mean) metric of two models over the same cases"
     diff:float # Mean of a minus mean of b
@@ -550,6 +551,7 @@ class MetricTest(NamedTuple):
     values_b:tuple # The metric of each run of b
     def __str__(self): return f'{self.diff:+.3f} ({self.ci[0]:+.3f} to {self.ci[1]:+.3f}), p = {self.p:.3f}'
 
+# %% ../nbs/blocks/30_metrics.ipynb #9457a6b5
 def paired_metric_test(
     y, # Labels (n,), whole numbers from 0
     A, # Scores of model a: (runs,n) of class 1, or (runs,n,K) of every class

@@ -108,7 +108,7 @@ def _dual(base, num_classes:int=2, in_channels:int=3, attention:str|None='nam', 
 resnet18_dual = register_backbone('resnet18-dual')(partial(_dual, 'resnet18'))
 shufflenetv2_dual = register_backbone('shufflenetv2-dual')(partial(_dual, 'shufflenetv2'))
 
-# %% ../../nbs/papers/60_papers.nonlocalattention.ipynb #4b6a988b
+# %% ../../nbs/papers/60_papers.nonlocalattention.ipynb #d01d9f10
 _printed = """table|data|method|AUC|SEN|ACC
 1|MESSIDOR|ShuffleNetV2|89.88 ± 2.04|72.27 ± 2.41|88.13 ± 1.36
 1|MESSIDOR|ShuffleNetV2 + NAM|90.09 ± 2.19|72.81 ± 1.85|89.69 ± 0.86
@@ -143,6 +143,7 @@ _printed = """table|data|method|AUC|SEN|ACC
 3|COVID-19|NAM on encoder 3|96.31 ± 1.82|86.34 ± 1.41|94.40 ± 1.64
 3|COVID-19|NAM on encoder 4|95.61 ± 2.24|85.15 ± 1.60|93.85 ± 1.96"""
 
+# %% ../../nbs/papers/60_papers.nonlocalattention.ipynb #44d74acb
 def printed(
     table:int|None=None, # 1 to 3; default: all
     data:str|None=None, # 'MESSIDOR' or 'COVID-19'; default: both
