@@ -57,7 +57,7 @@ def _found(r, base):
     if r.verdict=='unsure': return f'{r.model} differs from {base} on these images alone (corrected p {_p(r.p_holm)}), but not once the training runs are redrawn as well'
     return f"{r.model} is {r.verdict} than {base} (AUC {_signed(r['diff'])}, 95 % interval {_signed(r.low)} to {_signed(r.high)}, corrected p {_p(r.p_holm)})"
 
-# %% ../../nbs/lab/40_lab.report.ipynb #19c4a795
+# %% ../../nbs/lab/40_lab.report.ipynb #9bc14843
 def answer(
     df:pd.DataFrame, # As from `compare`
     n:int, # Number of images compared
@@ -72,7 +72,7 @@ def answer(
     yes,no = rows[rows.verdict!='same'],rows[rows.verdict=='same'].model.tolist()
     if not len(yes):
         who = f'{no[0]} does not differ' if len(no)==1 else f'None of the {len(no)} models compared differs'
-        return f"{who} from {base} by more than chance allows {where} ({'smallest ' if len(no)>1 else ''}corrected p {_p(rows.p_holm.min())}). " + _room(rows)
+        return f"{who} from {base} by more than chance allows {where} ({'smallest ' if len(no)>1 else ''}corrected p {_p(rows.p_holm.min())}). " + _room(rows) + _single(ran)
     rest = f" {_and(no)} {'does' if len(no)==1 else 'do'} not differ from it by more than chance allows." if no else ''
     return f"{'; '.join(_found(r, base) for _,r in yes.iterrows())}, {where}.{rest}" + _single(ran)
 
