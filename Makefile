@@ -25,7 +25,7 @@ test: install ## Run every test: notebooks in step, their cells, then pytest
 	@echo "[2/3] The cells of every notebook (a few minutes)"
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --timing || { echo "A notebook failed. To run one alone: $(BIN)/nbdev-test nbs/ROOM/NAME.ipynb"; exit 1; }
 	@echo "[3/3] pytest"
-	@$(BIN)/python -m pytest || { echo "A test failed. To run one alone: $(BIN)/python -m pytest tests/FILE.py -k NAME"; exit 1; }
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile || { echo "A test failed. To run one alone: $(BIN)/python -m pytest tests/FILE.py -k NAME"; exit 1; }
 
 quick: install ## Run the tests that look at files only: notebooks, metadata, site (seconds)
 	@$(BIN)/python tools/check.py && $(BIN)/python -m pytest tests/test_hygiene.py tests/test_metadata.py tests/test_site.py
