@@ -168,3 +168,18 @@ def test_data_set_lies_on_the_gpu():
     r = Recipe(data='phantom-texture', data_options=dict(n=24, size=16), size=16, epochs=1, batch_size=8)
     dl = r.dataloaders(r.load(), torch.device('cuda')).train
     assert dl.x.is_cuda and dl.y.is_cuda and all(o.is_cuda for o in dl.one_batch())
+
+def test_auc_of_several_classes_while_training():
+    "The AUC in the history of more than two classes is the macro AUC of the predicted probabilities"
+    from medattn_nb.metrics import macro_auc
+    f = fit(Recipe(data='phantom-fundus', data_options=dict(n=60, size=32), size=32, epochs=1, batch_size=16, lr=1e-3), device='cpu')
+    assert f.history[0]['auc']==pytest.approx(float(macro_auc(f.learn.dls.valid.y.numpy(), predict(f.learn, 'valid'))), abs=1e-6)
+
+def test_papers_bring_their_backbones():
+    "A recipe may name a network that a paper defines, whoever has imported that paper"
+    code = "from medattn_nb.lab.training import Recipe; print(type(Recipe(data='phantom-texture', data_options=dict(n=24, size=32), size=32, model='resnet18-dual', attention='nam', where='e1').learner(device='cpu').model).__name__)"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split()[-1]=='DualBranch'
+
+def test_pretrained_weights_are_a_field():
+    with pytest.raises(ArgumentError, match='imagenet'): Recipe(data='phantom-texture', weights='my.pth')
+    assert Recipe(data='phantom-texture', weights='imagenet').hash!=Recipe(data='phantom-texture').hash

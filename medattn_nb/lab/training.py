@@ -252,14 +252,14 @@ class StopOnNaN(Callback):
     def after_loss(self):
         if self.training and not torch.isfinite(self.loss_grad): raise ResultError('loss', self.loss_grad.item(), f'training broke in epoch {self.epoch}; lower lr (now {self.opt.hypers[-1]["lr"]:g}) or turn amp off')
 
-# %% ../../nbs/lab/00_lab.training.ipynb #13d208f0
+# %% ../../nbs/lab/00_lab.training.ipynb #b2c9d98a
 def _auc(score, y): return roc_auc(y, score) if 0<y.sum()<len(y) else float('nan')
-def _macro_auc(score, y): return float(macro_auc(y, score))
+def _macro_auc(score, y): return float(macro_auc(y.numpy(), score.softmax(1).numpy()))
 
 def _metrics(n_classes):
     "Metrics shown while training"
     two = AccumMetric(_auc, dim_argmax=1, activation=ActivationType.BinarySoftmax, to_np=True, name='auc')
-    more = AccumMetric(_macro_auc, dim_argmax=None, activation=ActivationType.Softmax, to_np=True, flatten=False, name='auc')
+    more = AccumMetric(_macro_auc, flatten=False, name='auc')
     return [AvgMetric(accuracy), two if n_classes==2 else more]
 
 def _amp(r, device):
