@@ -55,6 +55,12 @@ def test_open_gates_make_every_row_the_plain_network(row):
         with open_gates(m), torch.no_grad(): return m(torch.linspace(-1, 1, 3*33*33).view(1,3,33,33))
     assert torch.equal(logits(ROWS[row]), logits({}))
 
+@pytest.mark.parametrize('table', [*TASKS,'choices'])
+def test_every_row_was_run_with_three_seeds(table):
+    exp = EXPERIMENTS[table]
+    ran = {(r['row'],r['seed']) for r in LEDGER.records('selfattention', table) if r['preset']=='laptop'}
+    assert ran=={(row,s) for row in exp.rows for s in (0,1,2)}
+
 def test_phantoms_and_patients_never_share_a_table():
     from medattn_nb.data.datasets import available
     drawn = set(available().query('synthetic').name)
