@@ -183,3 +183,24 @@ def test_papers_bring_their_backbones():
 def test_pretrained_weights_are_a_field():
     with pytest.raises(ArgumentError, match='imagenet'): Recipe(data='phantom-texture', weights='my.pth')
     assert Recipe(data='phantom-texture', weights='imagenet').hash!=Recipe(data='phantom-texture').hash
+
+@pytest.mark.parametrize('stop', [None,1,2])
+def test_best_epoch(tmp_path, stop):
+    "The weights of the best epoch are what is left, also after an interruption, and what the checkpoint holds"
+    r = TINY.replace(epochs=4, lr=.05, which_epoch='best', data_options=dict(n=60, size=32))
+    seen = {}
+    class Keep(training.Callback):
+        order = 59
+        def after_epoch(self): seen[self.epoch] = {k:v.clone() for k,v in self.model.state_dict().items()}
+    class Stop(training.Callback):
+        def before_batch(self):
+            if self.training and self.epoch==stop: raise KeyboardInterrupt
+    if stop is not None:
+        with pytest.raises(KeyboardInterrupt): fit(r, device='cpu', checkpoints=tmp_path, cbs=[Keep(),Stop()])
+    f = fit(r, device='cpu', checkpoints=tmp_path, cbs=[Keep()])
+    aucs = [o['auc'] for o in f.history]
+    want,ck = seen[aucs.index(max(aucs))],torch.load(checkpoint_path(r, tmp_path), weights_only=True)
+    assert all(torch.equal(v, want[k]) and torch.equal(ck['model'][k], v) for k,v in f.learn.model.state_dict().items()) and ck['best'] is None
+    again = fit(r, device='cpu', checkpoints=tmp_path)
+    assert again.resumed==4 and all(torch.equal(v, want[k]) for k,v in again.learn.model.state_dict().items())
+    assert fit(r.replace(which_epoch='last'), device='cpu').history[-1]['auc']==aucs[-1]

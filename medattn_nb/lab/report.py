@@ -505,15 +505,15 @@ def _pictures(records, checkpoints, root, split):
     cams = _tried(_cams, records, checkpoints, data, split) if checkpoints else _para('Left out: the weights of these runs were not kept.')
     return _tried(_samples, data, split) + '<h2>Where the models look</h2>\n' + cams
 
-# %% ../../nbs/lab/40_lab.report.ipynb #5c75e07e
-_fields = ['data','data_options','split','size','preprocess','augment','channels','model','attention','attention_options','where','init','keep_identity','loss','optimiser',
-    'lr','momentum','weight_decay','schedule','milestones','gamma','epochs','batch_size','amp','deterministic']
+# %% ../../nbs/lab/40_lab.report.ipynb #cb39a2b4
+_fields = ['data','data_options','split','size','preprocess','augment','channels','model','attention','attention_options','where','init','keep_identity','weights','loss','optimiser',
+    'lr','momentum','weight_decay','schedule','milestones','gamma','epochs','which_epoch','batch_size','amp','deterministic']
 
-# %% ../../nbs/lab/40_lab.report.ipynb #86168ed4
+# %% ../../nbs/lab/40_lab.report.ipynb #eef5252e
 def _recipe(records):
     "The recipe's fields, by row where rows differ"
     def one(k):
-        by = {r['row']:_show(r['recipe'].get(k)) for r in records}
+        by = {r['row']:_show(Recipe.from_dict(r['recipe']).to_dict()[k]) for r in records}
         return next(iter(by.values())) if len(set(by.values()))==1 else '; '.join(f'{a}: {b}' for a,b in by.items())
     return pd.DataFrame({'value':[one(k) for k in _fields]}, index=pd.Index(_fields, name='setting'))
 

@@ -50,7 +50,7 @@ def _pairs(o):
     "Options as sorted pairs, so that they can be hashed and their order does not matter"
     return tuple(sorted(o.items() if isinstance(o, dict) else (tuple(p) for p in o)))
 
-# %% ../../nbs/lab/00_lab.training.ipynb #080749c4
+# %% ../../nbs/lab/00_lab.training.ipynb #78d95d02
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     "Everything that changes the numbers of a run; hashable, and written into its record"
@@ -79,6 +79,7 @@ class Recipe:
     milestones:tuple = (.3,.6,.9) # Shares of the epochs after which the rate drops
     gamma:float = .1 # Factor of each drop
     epochs:int = 100 # Passes over the training images
+    which_epoch:str = 'last' # Weights that count in the end: 'last', or 'best' by the AUC of the validation images
     batch_size:int = 64 # Images in a batch; the last one of an epoch may be smaller
     seed:int = 0 # Seed of weights, shuffling and augmentation
     amp:str|None = None # Mixed precision: `None`, 'bf16', or 'fp16' (CUDA only)
@@ -91,10 +92,10 @@ class Recipe:
         for k in ('preprocess','augment','milestones'): put(k, tuple(getattr(self, k)))
         _check(self)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #9a513b07
+# %% ../../nbs/lab/00_lab.training.ipynb #42509266
 def _check(r):
     "Raise `ArgumentError` for a field of recipe `r` that cannot work"
-    for k,ok in dict(split=SPLITS, loss=LOSSES, optimiser=OPTIMISERS, schedule=SCHEDULES, amp=AMP, weights=(None,'imagenet')).items():
+    for k,ok in dict(split=SPLITS, loss=LOSSES, optimiser=OPTIMISERS, schedule=SCHEDULES, amp=AMP, weights=(None,'imagenet'), which_epoch=('last','best')).items():
         if getattr(r, k) not in ok: raise ArgumentError(k, getattr(r, k), f"choose from {', '.join(map(str, ok))}")
     for k in ('size','epochs','batch_size','channels'):
         if not isinstance(getattr(r, k), int) or getattr(r, k)<1: raise ArgumentError(k, getattr(r, k), 'use a whole number of at least 1')
@@ -300,25 +301,33 @@ def learner(self:Recipe,
     return Learner(dls, model, loss_func=LOSSES[self.loss](), opt_func=self.opt_func, lr=self.lr, metrics=_metrics(len(data.classes)),
         cbs=cbs, wd_bn_bias=True)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #2807282a
+# %% ../../nbs/lab/00_lab.training.ipynb #275aaa9e
 class Checkpoint(Callback):
     "After each epoch: one row of history, and the state on disk"
     order = 60
-    def __init__(self, path, recipe, history, on_epoch, start): self.path,self.recipe,self.history,self.on_epoch,self.start = path,recipe,history,on_epoch,start
+    def __init__(self, path, recipe, history, on_epoch, start, best=None): self.path,self.recipe,self.history,self.on_epoch,self.start,self.best = path,recipe,history,on_epoch,start,best
     def before_fit(self): self.t = time.perf_counter()
     def before_epoch(self): self.t = time.perf_counter()
     def after_epoch(self):
         if self.epoch<self.start: return
         row = dict(zip(self.recorder.metric_names[1:-1], map(float, self.learn.final_record)))
         self.history.append(dict(epoch=self.epoch, lr=self.opt.hypers[-1]['lr'], **row, seconds=time.perf_counter()-self.t))
+        if self.recipe.which_epoch=='best' and _is_best(self.history): self.best = {k:v.detach().cpu().clone() for k,v in self.model.state_dict().items()}
+        if self.epoch+1==self.recipe.epochs and self.best: self.model.load_state_dict(self.best)
         if self.path: self.save()
         if self.on_epoch: self.on_epoch(self.history[-1])
     def save(self):
         done = self.epoch+1==self.recipe.epochs
         scaler = getattr(self.learn, 'scaler', None)
-        _save(dict(recipe=json.dumps(self.recipe.to_dict()), epoch=self.epoch+1, model=self.model.state_dict(), history=self.history,
+        _save(dict(recipe=json.dumps(self.recipe.to_dict()), epoch=self.epoch+1, model=self.model.state_dict(), best=None if done else self.best, history=self.history,
             opt=None if done else self.opt.state_dict(), scaler=scaler.state_dict() if scaler else None,
             smooth=(self.recorder.smooth_loss.count, float(self.recorder.smooth_loss.val))), self.path)
+
+# %% ../../nbs/lab/00_lab.training.ipynb #9b3268e4
+def _is_best(history):
+    "Has the last epoch a higher validation AUC than all before it?"
+    auc = np.array([o['auc'] for o in history])
+    return auc[-1]==auc[-1] and not (auc[:-1]>=auc[-1]).any()
 
 # %% ../../nbs/lab/00_lab.training.ipynb #e37362f5
 def _save(o, path):
@@ -362,7 +371,7 @@ def checkpoint_path(
     "Where `fit` keeps the checkpoint of `recipe`"
     return Path(folder)/f'{recipe.hash}.pth'
 
-# %% ../../nbs/lab/00_lab.training.ipynb #6773f41f
+# %% ../../nbs/lab/00_lab.training.ipynb #ca267280
 def fit(
     recipe:Recipe, # What to train
     data:Data|None=None, # As from `Recipe.load`; default: load it
@@ -379,7 +388,7 @@ def fit(
     start,history = (ck['epoch'],ck['history']) if ck else (0,[])
     if ck: learn.model.load_state_dict(ck['model'])
     if start<recipe.epochs:
-        more = [Checkpoint(path, recipe, history, on_epoch, start)] + ([Restore(ck)] if ck else [])
+        more = [Checkpoint(path, recipe, history, on_epoch, start, ck.get('best') if ck else None)] + ([Restore(ck)] if ck else [])
         with learn.no_bar(), learn.no_logging(): learn.fit(recipe.epochs, lr=recipe.lr, cbs=more, start_epoch=start)
     return Fitted(learn, history, start)
 
