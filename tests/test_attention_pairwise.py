@@ -18,14 +18,38 @@ BN = 'bn.weight bn.bias bn.running_mean bn.running_var bn.num_batches_tracked'
 
 class TestSoftmax(Battery):
     KINDS = {'nonlocal':('nonlocal',{}), 'nonlocal-nobn':('nonlocal',dict(bn=False)), 'gaussian':('nonlocal',dict(kind='gaussian')),
-             'nam':('nam',{}), 'nam-residual':('nam',dict(residual=True)), 'pam':('pam',{}), 'crisscross':('crisscross',{}), 'crisscross-1':('crisscross',dict(recurrence=1))}
+             'pam':('pam',{}), 'crisscross':('crisscross',{}), 'crisscross-1':('crisscross',dict(recurrence=1))}
     KEYS = {'nonlocal':' '.join([*CONVS.values(), BN]), 'nonlocal-nobn':' '.join(CONVS.values()), 'gaussian':f"{CONVS['g']} {CONVS['out']} {BN}",
-            **dict.fromkeys(('nam','nam-residual'), ' '.join(CONVS[o] for o in ('theta','phi','g'))), 'pam':f'gamma {GATES}', 'crisscross':f'gamma {GATES}', 'crisscross-1':f'gamma {GATES}'}
+            'pam':f'gamma {GATES}', 'crisscross':f'gamma {GATES}', 'crisscross-1':f'gamma {GATES}'}
+
+class TestNAM(Battery):
+    "Neither starts as the identity nor, but for 'nam-residual', has a path around it"
+    RANGE = None
+    KINDS = {'nam':('nam',{}), 'nam-residual':('nam',dict(residual=True)), 'nam-dot':('nam',dict(kind='dot'))}
+    KEYS = dict.fromkeys(('nam','nam-residual','nam-dot'), ' '.join(CONVS[o] for o in ('theta','phi','g')))
+
+@pytest.mark.parametrize('kind,sums', [('softmax',True), ('dot',False)])
+def test_nam_is_its_rows(kind, sums):
+    "Every position is the mean of the values weighted by its row"
+    torch.manual_seed(0); m,x = create('nam', 6, kind=kind).double().eval(),torch.randn(2, 6, 5, 4).double()
+    w = m.rows(x, [(i,j) for i in range(5) for j in range(4)]).flatten(2)
+    y = (w @ m.g(x).flatten(2).transpose(1,2)).transpose(1,2).view_as(x)
+    assert torch.allclose(m(x), y) and torch.allclose(w.sum(2), torch.ones_like(w.sum(2)))==sums
+    assert torch.allclose(m(x, return_map=True)[1]['spatial'].flatten(1), w.mean(1))
+    again = create('nam', 6, kind=kind, residual=True).double().eval(); again.load_state_dict(m.state_dict())
+    assert torch.allclose(again(x), x+y)
+
+def test_nam_as_printed():
+    "Under Eq. 3 every position gets the same total weight"
+    torch.manual_seed(0); m,x = create('nam', 6, kind='printed').double().eval(),torch.randn(2, 6, 5, 4).double()
+    w = m.rows(x, [(i,j) for i in range(5) for j in range(4)]).flatten(2)
+    assert torch.allclose(w.sum(1), torch.ones_like(w.sum(1))) and torch.allclose((w @ m.g(x).flatten(2).transpose(1,2)).transpose(1,2).view_as(x), m(x))
+    with pytest.raises(ArgumentError, match="'softmax', 'dot' or 'printed'"): create('nam', 6, kind='cosine')
 
 class TestUnbounded(Battery):
     "Weights that are no softmax have no range"
     RANGE = None
-    KINDS = {'dot':('nonlocal',dict(kind='dot')), 'concat':('nonlocal',dict(kind='concat')), 'nam-dot':('nam',dict(kind='dot'))}
+    KINDS = {'dot':('nonlocal',dict(kind='dot')), 'concat':('nonlocal',dict(kind='concat'))}
     KEYS = {'concat':f"{CONVS['theta']} {CONVS['phi']} {CONVS['g']} concat.weight {CONVS['out']} {BN}", 'dot':' '.join([*CONVS.values(), BN])}
 
 class TestSubsampled(Battery):
