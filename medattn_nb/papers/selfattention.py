@@ -8,8 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/papers/papers.selfattention.html.md""
 __all__ = ['PAPER_ROWS', 'ROWS', 'SKIN', 'CHEST', 'MRI', 'MRI_CLEAN', 'CT', 'TASKS', 'CHOICES', 'PHANTOM', 'EXPERIMENTS',
            'parameters', 'stage_shapes', 'tables', 'overview_figure']
 
-# %% ../../nbs/papers/50_papers.selfattention.ipynb #cd003ea9
-from dataclasses import replace
+# %% ../../nbs/papers/50_papers.selfattention.ipynb #323fde6a
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -94,7 +93,7 @@ PHANTOM = Experiment('selfattention', 'phantom', 'A lesion in texture: the same 
     note='Synthetic images with a known lesion; batches of 16 and a lower rate than the paper, so that a few hundred images suffice.')
 EXPERIMENTS = {**TASKS, **{o.table:o for o in (CHOICES, PHANTOM)}}
 
-# %% ../../nbs/papers/50_papers.selfattention.ipynb #7ad29adb
+# %% ../../nbs/papers/50_papers.selfattention.ipynb #26c56888
 def tables(
     results='results', # Folder of the ledger
     preset:str='laptop', # 'smoke', 'laptop' or 'paper'
@@ -104,7 +103,7 @@ def tables(
     "The comparison of every task, from the ledger"
     ledger = Ledger(results)
     def one(k, exp):
-        if baseline!=exp.baseline: exp = replace(exp, rows={o:exp.rows[o] for o in (baseline,*(o for o in exp.rows if o!=baseline))}, published={})
+        if baseline!=exp.baseline: exp = exp.only((baseline,*(o for o in exp.rows if o!=baseline)), published={})
         return compare(exp, pick_records(exp, ledger.records(exp.paper, k), preset), preset)
     return {k:one(k, o) for k,o in tasks.items()}
 
