@@ -6,22 +6,24 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.experiments.html.md"""
 
 # %% auto #0
 __all__ = ['PRESETS', 'Published', 'Experiment', 'RunResult', 'run_recipe', 'Progress', 'run_experiment', 'scored_part',
-           'compare', 'show_table', 'pool']
+           'sign_flip_test', 'compare', 'show_table', 'pool']
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #a948425f
+# %% ../../nbs/lab/20_lab.experiments.ipynb #e09b28f8
 import dataclasses
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass,field
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
 from fastcore.basics import patch
-from ..core import ArgumentError,ResultError,pick_device
+from ..core import ArgumentError,ResultError,derive_seed,pick_device
+from ..data import datasets
 from ..data.datasets import Data
 from .ledger import Ledger,environment,make_record,peak_memory
-from .training import Fitted,Recipe,fit,predict
-from ..metrics import METRICS,binary_metrics,holm,mean_metric_ci,metric_values,multiclass_metrics,paired_auc_test,paired_metric_test
+from .training import Fitted,Recipe,fit,part_of,predict,predict_masks
+from .segmentation import LOWER_IS_BETTER,SEGMENT_METRICS,_mean,_of_split,join_folds,left_out,segment_metrics,segment_scores,segment_values
+from ..metrics import METRICS,_n_draws,_resample,_strata,binary_metrics,holm,mean_metric_ci,metric_values,multiclass_metrics,paired_auc_test,paired_metric_test
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #35262c6a
 class Published(NamedTuple):
@@ -33,7 +35,7 @@ class Published(NamedTuple):
 # %% ../../nbs/lab/20_lab.experiments.ipynb #30b481dc
 PRESETS = 'smoke','laptop','paper'
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #9f2fc75d
+# %% ../../nbs/lab/20_lab.experiments.ipynb #ff71a898
 @dataclass(frozen=True)
 class Experiment:
     "A table of a paper: rows of recipes times seeds"
@@ -43,27 +45,31 @@ class Experiment:
     rows:dict # Row name -> fields of the recipe in which it differs; the first row is the baseline
     presets:dict # Preset -> recipe that the rows start from
     seeds:dict # Preset -> seeds
-    published:dict # Row name -> `Published`
+    published:dict # Row name -> `Published`, or a dict metric -> `Published`; by itself it is about AUC, of masks about IoU
     note:str = '' # What is smaller than, or differs from, the paper's setting
+    folds:dict = field(default_factory=dict) # Preset -> number of folds of a cross-validation over groups; absent: the preset's own split
     def __post_init__(self):
         if odd:=set(self.presets)-set(PRESETS): raise ArgumentError('presets', sorted(odd), f"choose from {', '.join(PRESETS)}")
         if odd:=set(self.published)-set(self.rows): raise ArgumentError('published', sorted(odd), 'each must be the name of a row')
+        if odd:=set(self.folds)-set(self.presets): raise ArgumentError('folds', sorted(odd), f"choose from {', '.join(self.presets)}")
     @property
     def name(self): return f'{self.paper}/{self.table}'
     @property
     def baseline(self): return next(iter(self.rows))
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #d60d118e
+# %% ../../nbs/lab/20_lab.experiments.ipynb #d4e8e651
 @patch
 def recipes(self:Experiment,
     preset:str, # 'smoke', 'laptop' or 'paper'
     seeds=None, # Seeds; default: the preset's
     **kw, # Fields to change in every row
-)->list: # (row name, recipe), all rows of the first seed before the second
+)->list: # (row name, recipe), all rows of the first seed (and of its first fold) before the second
     "What has to be run; raises `ArgumentError` for a preset this table lacks"
     if preset not in self.presets: raise ArgumentError('preset', preset, f"{self.name} has {', '.join(self.presets)}")
     seeds = self.seeds[preset] if seeds is None else seeds
-    return [(row, self.presets[preset].replace(**{**kw, **change, 'seed':s})) for s in seeds for row,change in self.rows.items()]
+    k = self.folds.get(preset)
+    parts = [dict(split='folds', folds=k, fold=i) for i in range(k)] if k else [{}]
+    return [(row, self.presets[preset].replace(**{**part, **kw, **change, 'seed':s})) for s in seeds for part in parts for row,change in self.rows.items()]
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #063effa7
 @patch
@@ -76,7 +82,7 @@ def only(self:Experiment,
         if o not in self.rows: raise ArgumentError('rows', o, f"choose from {', '.join(self.rows)}")
     return dataclasses.replace(self, rows={o:self.rows[o] for o in rows}, published={k:v for k,v in self.published.items() if k in rows[1:]} if published is None else published)
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #726e4fc4
+# %% ../../nbs/lab/20_lab.experiments.ipynb #a10aaeee
 def _scores(data, split, p):
     "Scores of every image of `split`, with its file, label and group"
     it = data.items[data.items.split==split]
@@ -85,8 +91,14 @@ def _scores(data, split, p):
 
 def _final(s):
     "Metrics of one split from its scores"
+    if 'masks' in s: return segment_metrics(s)
     if np.ndim(s['score'])==2: return {k:float(o) for k,o in multiclass_metrics(s['label'], s['score']).items()}
     return binary_metrics(s['label'], s['score'], groups=s['group'])
+
+def _segmented(recipe, data, split, learn):
+    "What `segment_scores` keeps of `split`"
+    items,truth = data.items[data.items.split==split],part_of(learn, split).y
+    return segment_scores(predict_masks(learn, split), truth, items, recipe.mask_names(data), recipe.mode)
 
 def _describe(data):
     "What a record says about its data"
@@ -99,7 +111,7 @@ class RunResult(NamedTuple):
     record:dict # For the ledger
     fitted:Fitted # Learner, history, where it was resumed
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #bf25e2d3
+# %% ../../nbs/lab/20_lab.experiments.ipynb #b888feb5
 def run_recipe(
     recipe:Recipe, # What to train
     paper:str='adhoc', # Name of the paper, for the record
@@ -117,7 +129,7 @@ def run_recipe(
     data = recipe.load(root) if data is None else data
     fitted = fit(recipe, data, checkpoints=checkpoints, device=device, on_epoch=on_epoch)
     splits = ['valid','test'][:len(fitted.learn.dls.loaders)-1]
-    scores = {s:_scores(data, s, predict(fitted.learn, s)) for s in splits}
+    scores = {s:_segmented(recipe, data, s, fitted.learn) if recipe.task=='segment' else _scores(data, s, predict(fitted.learn, s)) for s in splits}
     n = sum(o.numel() for o in fitted.learn.model.parameters())
     rec = make_record(paper=paper, table=table, row=row or ' + '.join(filter(None, (recipe.model, recipe.attention))), preset=preset,
         recipe=recipe.to_dict(), recipe_hash=recipe.hash, seed=recipe.seed, data=_describe(data), metrics={s:_final(o) for s,o in scores.items()},
@@ -151,13 +163,14 @@ def _known(records, recipe, data):
             raise ResultError('data', recipe.data, f"the images or the split differ from those of the record of {r['row']} (seed {r['seed']}); use another results folder, or restore the data")
         return r
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #4c3cc29d
+# %% ../../nbs/lab/20_lab.experiments.ipynb #077011e1
 def _loader(root):
-    "Load each data set once"
-    cache = {}
+    "Load each data set once, and share its images between its splits"
+    sets,cache = {},{}
     def load(r):
-        k = r.data,r.data_options,r.split,r.valid_fraction,r.split_seed
-        if k not in cache: cache[k] = r.load(root)
+        one,k = (r.data,r.data_options),(r.data,r.data_options,r.split,r.valid_fraction,r.split_seed,r.fold,r.folds)
+        if one not in sets: sets[one] = datasets.load(r.data, root, **dict(r.data_options))
+        if k not in cache: cache[k] = r.deal(sets[one])
         return cache[k]
     return load
 
@@ -212,93 +225,194 @@ def _status(pub, diff, ci, preset, runs=2):
     if np.sign(diff)!=pub.direction: return 'contradicted'
     return 'direction only' if preset!='paper' or pub.value is None else 'matched'
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #c7bfd4a4
-def _alone(row, split, boots, metric):
-    "Numbers of one row by itself; raises `ResultError` if its runs differ in more than the seed"
+# %% ../../nbs/lab/20_lab.experiments.ipynb #27c3085a
+def _same_recipe(row):
+    "Raise `ResultError` if the runs of a row differ in more than the seed"
     if len({Recipe.from_dict({**r['recipe'], 'seed':0}).hash for r in row})>1:
         raise ResultError('records', row[0]['row'], 'these runs were made with different recipes and cannot be averaged; use another results folder for each')
-    y,groups,S = _stack(row, split)
-    ci = mean_metric_ci(y, S, metric, n=boots, groups=groups)
-    values = metric_values(y, S, metric)
-    return dict(runs=len(S), **{metric:ci.value, f'{metric}_low':ci.low, f'{metric}_high':ci.high}, sd=np.std(values, ddof=1) if len(S)>1 else np.nan, parameters=row[0]['parameters'])
 
-def _against(row, base, split, boots, pub, preset, metric):
-    "Numbers of the difference of one row from the baseline"
-    y,groups,S = _stack(base+row, split)
-    B,A = S[:len(base)],S[len(base):]
-    b = paired_metric_test(y, A, B, metric, n=boots, groups=groups)
-    p = paired_auc_test(y, A, B, groups=groups).p if metric=='auc' and S.ndim==2 else b.p
-    return dict(diff=b.diff, low=b.ci[0], high=b.ci[1], se=b.se, p=p, status=_status(pub, b.diff, b.ci, preset, min(len(A), len(B))))
+class _ScoreJudge:
+    "Numbers of rows of classification runs: alone, and against another row"
+    def __init__(self, by, split, boots, metric):
+        self.by,self.split,self.boots,self.metric = by,split,boots,metric
+        self.test = 'DeLong' if metric=='auc' and _binary(by, split) else 'bootstrap'
+    def alone(self, name):
+        row,m = self.by[name],self.metric
+        _same_recipe(row)
+        y,groups,S = _stack(row, self.split)
+        ci,values = mean_metric_ci(y, S, m, n=self.boots, groups=groups),metric_values(y, S, m)
+        return dict(runs=len(S), **{m:ci.value, f'{m}_low':ci.low, f'{m}_high':ci.high}, sd=np.std(values, ddof=1) if len(S)>1 else np.nan)
+    def against(self, name, base):
+        n = len(self.by[base])
+        y,groups,S = _stack(self.by[base]+self.by[name], self.split)
+        b = paired_metric_test(y, S[n:], S[:n], self.metric, n=self.boots, groups=groups)
+        p = paired_auc_test(y, S[n:], S[:n], groups=groups).p if self.metric=='auc' and S.ndim==2 else b.p
+        return dict(diff=b.diff, low=b.ci[0], high=b.ci[1], se=b.se, p=p)
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #d8f2b124
-def _blank(exp, name, metric):
+# %% ../../nbs/lab/20_lab.experiments.ipynb #1422e7e5
+def _blank(name, metric, pub):
     "The row of a model that was not run"
     nothing = dict.fromkeys((metric, f'{metric}_low', f'{metric}_high', 'sd', 'diff', 'low', 'high', 'se', 'p', 'p_holm'), np.nan)
-    return dict(model=name, runs=0, **nothing, parameters=pd.NA, published=exp.published.get(name, Published()).value, status='not run')
+    return dict(model=name, runs=0, **nothing, parameters=pd.NA, published=pub.value, status='not run')
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #d0aa33d4
+# %% ../../nbs/lab/20_lab.experiments.ipynb #323c82d8
 def _by_row(exp, records, preset):
-    "Row name -> the records of this preset of the experiment, by seed"
-    by = defaultdict(list)
-    for r in sorted(records, key=lambda r: r['seed']):
-        if (r['paper'],r['table'],r['preset'])==(exp.paper,exp.table,preset): by[r['row']].append(r)
+    "Row name -> the records of this preset of the experiment, by seed; folds joined"
+    mine,by = [r for r in records if (r['paper'],r['table'],r['preset'])==(exp.paper,exp.table,preset)],defaultdict(list)
+    for r in sorted(join_folds(mine) if exp.folds.get(preset) else mine, key=lambda r: r['seed']): by[r['row']].append(r)
     return by
+
+def _task(exp, records, preset):
+    "What the runs were trained for; without records, what the preset says"
+    recipe = records[0]['recipe'] if records else exp.presets[preset].to_dict() if preset in exp.presets else {}
+    return recipe.get('task', 'classify')
+
+def _printed(exp, name, metric, own):
+    "What the paper printed for row `name` and `metric`; a `Published` by itself is about the metric `own`"
+    o = exp.published.get(name, Published())
+    return o.get(metric, Published()) if isinstance(o, dict) else o if metric==own or own=='auc' else Published()
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #b6f6188f
 def _binary(by, split):
     "Is there one score a case?"
     return all(np.ndim(r['scores'][split]['score'])==1 for rs in by.values() for r in rs)
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #10f62d25
+# %% ../../nbs/lab/20_lab.experiments.ipynb #b27f9057
+def sign_flip_test(
+    d, # Paired differences (n,); nan are left out
+    groups=None, # Group of each (patient): flipped whole
+    n:int=9999, # Random flips; all 2**groups of them where these are no more
+    seed:int=0, # Of the flips
+)->float: # From above 0 to 1
+    "Two-sided p-value of 'the differences are as likely positive as negative', by flipping signs"
+    d = np.asarray(d, float); k = ~np.isnan(d)
+    g = np.unique(np.arange(len(d))[k] if groups is None else np.asarray(groups)[k], return_inverse=True)[1]
+    s = np.bincount(g, d[k])
+    if 2**min(len(s), 40)<=n: S = 1-2*(np.arange(2**len(s))[:,None]>>np.arange(len(s))&1)
+    else: S = np.r_[np.ones((1,len(s))), np.random.default_rng(seed).choice((-1.,1.), (n,len(s)))]
+    return float((np.abs(S@s)>=abs(s.sum())*(1-1e-9)-1e-12).mean())
+
+# %% ../../nbs/lab/20_lab.experiments.ipynb #318cab22
+def _draws(V, W, rng):
+    "Mean of scores (runs,n) in each draw of images, `W` (draws,n), and of runs"
+    n = W@(~np.isnan(V)).T
+    per = np.divide(W@np.nan_to_num(V).T, n, out=np.full(n.shape, np.nan), where=n>0)  # draws runs
+    return np.take_along_axis(per, rng.integers(len(V), size=per.shape), 1).mean(1)
+
+def _weights(n, groups, boots):
+    "How often each of `n` units is in each bootstrap draw of their groups, (draws,n)"
+    strata,rng = _strata(n, groups),np.random.default_rng(0)
+    return np.stack([np.bincount(_resample(strata, rng), minlength=n) for _ in range(_n_draws(boots))]).astype(float)
+
+# %% ../../nbs/lab/20_lab.experiments.ipynb #4fc346c1
+def _units(record, split, metric, per, mask):
+    "Values of a record's units, and what must agree between records: the units, their groups, and how they were scored"
+    s = _of_split(record, split)
+    v = segment_values(record, split, metric, per, mask)
+    same = record['data']['fingerprint'],tuple(s['file']),tuple(s['size']),tuple(s['names']),s['threshold'],s.get('attack'),tuple(s.get('clamp') or ())
+    return v.to_numpy(),(np.array(s['group']) if per=='image' else v.index.to_numpy()),same
+
+class _MaskJudge:
+    "Numbers of rows of segmentation runs: alone, and against another row"
+    test = 'sign flips'
+    def __init__(self, by, split, boots, metric, per, mask):
+        if per not in ('case','image'): raise ArgumentError('per', per, "models are compared per 'case' or 'image'")
+        self.by,self.split,self.metric,self.V,first,self.boots = by,split,metric,{},None,boots
+        for name,rs in by.items():
+            got = [_units(r, split, metric, per, mask) for r in rs]
+            for r,o in zip(rs, got):
+                first = first or o
+                if o[2]!=first[2]: raise ResultError('records', f"{r['row']}, seed {r['seed']}", f'its {split} images, or how they were scored, differ from those of the first record; only runs on the same images can be compared')
+            if got: self.V[name] = np.stack([o[0] for o in got])
+        if first: self.groups,self.W = first[1],_weights(len(first[1]), first[1], boots)
+    def _drawn(self, V, name): return _draws(V, self.W, np.random.default_rng(derive_seed('runs', name)))
+    def alone(self, name):
+        _same_recipe(self.by[name])
+        V,m = self.V[name],self.metric
+        per,d = _mean(V, 1),self._drawn(V, name)
+        lo,hi = np.nanquantile(d, [.025,.975]) if np.isfinite(d).any() else (np.nan,np.nan)
+        return dict(runs=len(V), **{m:float(_mean(per)), f'{m}_low':lo, f'{m}_high':hi}, sd=per.std(ddof=1) if len(per)>1 else np.nan, **self.counted(name))
+    def counted(self, name):
+        "Mean over runs: units that count, units and images whose structure was not found at all"
+        gone = [segment_values(r, self.split, 'missed', 'case') for r in self.by[name]]
+        images = [left_out(_of_split(r, self.split))['hd95_missed'] for r in self.by[name]]
+        return dict(units=float((~np.isnan(self.V[name])).sum(1).mean()), missed=float(np.mean([(o==1).sum() for o in gone])), missed_images=float(np.mean(images)))
+    def against(self, name, base):
+        A,B = self.V[name],self.V[base]
+        both = ~np.isnan(A).all(0) & ~np.isnan(B).all(0)
+        A,B = (np.where(both, o, np.nan) for o in (A,B))
+        if not both.any(): return dict.fromkeys(('diff','low','high','se','p'), np.nan)
+        d = self._drawn(A, name)-self._drawn(B, base)
+        lo,hi = np.nanquantile(d, [.025,.975])
+        return dict(diff=float(_mean(_mean(A, 1))-_mean(_mean(B, 1))), low=lo, high=hi, se=np.nanstd(d, ddof=1), p=sign_flip_test(_mean(A, 0)-_mean(B, 0), self.groups))
+
+# %% ../../nbs/lab/20_lab.experiments.ipynb #bcb286bd
 def compare(
     exp:Experiment, # Gives rows, baseline and published numbers
     records:list, # Records of this experiment, as from `run_experiment` or `Ledger.records`
     preset:str, # Which preset's records to compare
     split:str|None=None, # Which images' scores: 'test' or 'valid'; default: as `scored_part` says
     boots:int=2000, # Bootstrap draws
-    metric:str='auc', # 'auc' or another of `metrics.METRICS`; of more than two classes the macro mean. What the paper printed belongs to 'auc'
-)->pd.DataFrame: # One row a model: runs, auc, auc_low, auc_high (or named after another metric), sd, diff, low, high, se, p, p_holm, parameters, published, status
+    metric:str|None=None, # 'auc' (default) or another of `metrics.METRICS`, of more than two classes the macro mean; of masks 'iou' (default) or another of `SEGMENT_METRICS`
+    per:str='case', # Of masks: a value for each 'case' (group) or 'image'
+    mask:str|None=None, # Of masks: which, as for `segment_values`; default: the mean over all
+)->pd.DataFrame: # One row a model: runs, auc, auc_low, auc_high (or named after another metric), sd, diff, low, high, se, p, p_holm, parameters, published, status; of masks also units, missed, missed_images
     "The experiment's table from its records; rows without records say 'not run'"
-    if metric not in METRICS: raise ArgumentError('metric', metric, f"choose from {', '.join(METRICS)}")
     by = _by_row(exp, records, preset)
-    split = split or scored_part([o for rs in by.values() for o in rs])
-    base,out = by[exp.baseline],[]
-    for name in exp.rows:
-        row = _blank(exp, name, metric)
-        if by[name]: row.update(_alone(by[name], split, boots, metric), status='baseline' if name==exp.baseline else 'no baseline')
-        if by[name] and base and name!=exp.baseline: row.update(_against(by[name], base, split, boots, exp.published.get(name, Published()), preset, metric))
-        out.append(row)
-    df = pd.DataFrame(out)
+    mine = [o for rs in by.values() for o in rs]
+    task,split = _task(exp, mine, preset),split or scored_part(mine)
+    own,known = ('iou',tuple(SEGMENT_METRICS)) if task=='segment' else ('auc',METRICS)
+    metric = metric or own
+    if metric not in known: raise ArgumentError('metric', metric, f"choose from {', '.join(known)}")
+    judge = _MaskJudge(by, split, boots, metric, per, mask) if task=='segment' else _ScoreJudge(by, split, boots, metric)
+    df = pd.DataFrame([_line(exp, name, by, judge, preset, metric, _printed(exp, name, metric, own)) for name in exp.rows])
     df.loc[df.p.notna(), 'p_holm'] = holm(df.p.dropna())
-    df.attrs.update(metric=metric, test='DeLong' if metric=='auc' and _binary(by, split) else 'bootstrap')
+    df.attrs.update(metric=metric, test=judge.test)
     return df
+
+# %% ../../nbs/lab/20_lab.experiments.ipynb #d2869796
+def _line(exp, name, by, judge, preset, metric, pub):
+    "The line of row `name`"
+    row,mine,base = _blank(name, metric, pub),by[name],by[exp.baseline]
+    if not mine: return row
+    row.update(judge.alone(name), parameters=mine[0]['parameters'], status='baseline' if name==exp.baseline else 'no baseline')
+    if not base or name==exp.baseline: return row
+    row.update(d:=judge.against(name, exp.baseline))
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    return dict(row, status=_status(pub, sign*d['diff'], sorted((sign*d['low'],sign*d['high'])), preset, min(len(mine), len(base))))
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #3b81d5b4
 def _num(v, spec='.3f'): return '–' if v is None or pd.isna(v) else format(v, spec)
 
 def _p(v): return '–' if pd.isna(v) else '< 0.001' if v<.001 else f'{v:.3f}'
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #82095da0
+# %% ../../nbs/lab/20_lab.experiments.ipynb #155d8a14
 def show_table(
     df:pd.DataFrame, # As from `compare`
 )->pd.DataFrame: # Strings, indexed by model
     "The comparison in the form for readers"
     m = df.attrs.get('metric', 'auc')
-    cols = {f"{'AUC' if m=='auc' else m}, mean (SD) of runs":[_num(a) if pd.isna(s) else f'{a:.3f} ({s:.3f})' for a,s in zip(df[m], df.sd)],
-        '95 % interval':['–' if pd.isna(l) else f'{l:.3f} to {h:.3f}' for l,h in zip(df[f'{m}_low'], df[f'{m}_high'])], 'runs':df.runs.astype(str),
-        'difference (95 % interval)':['–' if pd.isna(d) else f'{d:+.3f} ({l:+.3f} to {h:+.3f})' for d,l,h in zip(df['diff'], df.low, df.high)],
+    f = '.2f' if m=='hd95' else '.3f'
+    name = {'auc':'AUC', **SEGMENT_METRICS, 'precision':'precision'}.get(m, m)
+    missed = {'missed cases (images)':['–' if pd.isna(a) else f'{a:.4g} ({b:.4g})' for a,b in zip(df.missed, df.missed_images)]} if m=='hd95' and 'missed_images' in df else {}
+    cols = {f"{name}, mean (SD) of runs":[_num(a, f) if pd.isna(s) else f'{a:{f}} ({s:{f}})' for a,s in zip(df[m], df.sd)],
+        '95 % interval':['–' if pd.isna(l) else f'{l:{f}} to {h:{f}}' for l,h in zip(df[f'{m}_low'], df[f'{m}_high'])], **missed, 'runs':df.runs.astype(str),
+        'difference (95 % interval)':['–' if pd.isna(d) else f'{d:+{f}} ({l:+{f}} to {h:+{f}})' for d,l,h in zip(df['diff'], df.low, df.high)],
         f"p ({df.attrs.get('test', 'DeLong')})":df.p.map(_p), 'p (Holm)':df.p_holm.map(_p), 'parameters':[_num(o, ',') for o in df.parameters],
-        'paper':['not known' if pd.isna(o) else f'{o:.3f}' for o in df.published], 'status':df.status}
+        'paper':['not known' if pd.isna(o) else format(o, f) for o in df.published], 'status':df.status}
     return pd.DataFrame(cols).set_axis(pd.Index(df.model, name='model'))
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #833734bc
+# %% ../../nbs/lab/20_lab.experiments.ipynb #3e13481a
 def pool(
     tables:dict, # Name of a task -> as from `compare`; no image in two of them
-)->pd.DataFrame: # One row a model: tasks, better (in how many the difference is above 0), diff, low, high, p, p_holm
+)->pd.DataFrame: # One row a model: tasks, better (in how many the difference is above 0; below, where less is better), diff, low, high, p, p_holm
     "The mean difference from the baseline over tasks; a task counts for the models that were run there"
+    asked = {df.attrs.get('metric') for df in tables.values()}-{None}
+    if len(asked)>1: raise ArgumentError('tables', sorted(map(str, asked)), 'these are of different metrics and have no common mean')
+    sign = -1 if asked and asked<=set(LOWER_IS_BETTER) else 1
     rows = pd.concat([df.assign(task=k) for k,df in tables.items()]).dropna(subset=['diff','se'])
     def one(g):
         d,se = g['diff'].mean(),np.sqrt((g.se**2).sum())/len(g)
-        return pd.Series(dict(tasks=len(g), better=int((g['diff']>0).sum()), diff=d, low=d-1.96*se, high=d+1.96*se, p=2*stats.norm.sf(abs(d)/se) if se>0 else 1.))
+        return pd.Series(dict(tasks=len(g), better=int((sign*g['diff']>0).sum()), diff=d, low=d-1.96*se, high=d+1.96*se, p=2*stats.norm.sf(abs(d)/se) if se>0 else 1.))
     df = rows.groupby('model', sort=False)[['diff','se']].apply(one).reset_index()
     return df.assign(p_holm=holm(df.p)).astype(dict(tasks=int, better=int))
