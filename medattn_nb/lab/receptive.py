@@ -448,7 +448,7 @@ def half_width(
     row = e.map[min(int(round(r)), len(e.map)-1)]
     return float(np.abs(np.flatnonzero(row>=row.max()/2)-c).max()+.5) if row.any() else np.nan
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #24e3c161
+# %% ../../nbs/lab/33_lab.receptive.ipynb #85c163f8
 def _draw_map(ax, e, half, floor):
     "One map relative to its maximum, about the middle of the theoretical field, which is drawn as a box"
     (r,c),(H,W),(t,l,b,w) = e.theory.centre,e.map.shape,e.theory.box
@@ -465,14 +465,15 @@ def _draw_profiles(ax, fields, half, floor):
         r,c = e.theory.centre
         row = e.map[min(int(round(r)), len(e.map)-1)]
         y,h,col = row/(row.max() or 1),half_width(e),OKABE_ITO[i%len(OKABE_ITO)]
-        ax.plot(np.arange(len(y))-c, np.where(y>floor, y, np.nan), color=col, ls=('-','--','-.',':')[i%4], lw=1.3, label=f'{k}, half-width {h:.1f}')
-        ax.plot([-h,h], [.5,.5], 'o', ms=4, mfc='none', color=col)
+        on = np.flatnonzero(y>floor)
+        ax.plot(on-c, y[on], color=col, ls=('-','--','-.',':')[i%4], marker='.', ms=3, lw=1.2, label=f'{k}, half-width {h:.1f}')
+        ax.plot([-h,h], [.5,.5], 'o', ms=5, mfc='none', color=col)
     ax.axhline(1-.9545, color='grey', lw=.8, ls=':'); ax.text(half, 1-.9545, '4.55 % ', fontsize=7, ha='right', va='bottom', color='dimgrey')
     ax.set(yscale='log', xlim=(-half,half), ylim=(floor,1.5))
     ax.set_xlabel('pixels from the middle of the field', fontsize=8); ax.set_ylabel('gradient / maximum', fontsize=8)
     ax.tick_params(labelsize=7); ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1,.5), frameon=False)
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #730322dd
+# %% ../../nbs/lab/33_lab.receptive.ipynb #e477ce14
 def receptive_figure(
     fields:dict, # Name -> `EffectiveField`
     half:float|None=None, # Pixels shown on each side of the middle; default: the largest theoretical field
@@ -482,11 +483,12 @@ def receptive_figure(
     "Maps on one scale with the theoretical box, and their profiles with half-widths"
     if not fields: raise ArgumentError('fields', fields, 'give at least one field, as name -> effective_receptive_field(...)')
     if half is None: half = max(max(e.theory.height, e.theory.width) for e in fields.values())/2+2
-    fig = Figure(figsize=(max(4.5, len(fields)*size+.8), size+2.6), layout='constrained')
-    grid = fig.add_gridspec(2, len(fields), height_ratios=[size+.3,1.9])
-    axs = [fig.add_subplot(grid[0,i]) for i in range(len(fields))]
+    n = len(fields)
+    fig = Figure(figsize=(max(5.5, n*size+.9), size+2.6), layout='constrained')
+    top,bottom = fig.subfigures(2, 1, height_ratios=[size+.45,2.15])
+    axs = top.subplots(1, n, squeeze=False, sharey=True)[0]
     drawn = [_draw_map(ax, e, half, floor) for ax,e in zip(axs, fields.values())]
-    for ax,(k,e) in zip(axs, fields.items()): ax.set_title(f"{k}\nside {e['side']:.1f} of {e.theory.width} pixels", fontsize=8)
-    fig.colorbar(drawn[0], ax=axs, shrink=.8).set_label('gradient / maximum', fontsize=7)
-    _draw_profiles(fig.add_subplot(grid[1,:]), fields, half, floor)
+    for ax,(k,e) in zip(axs, fields.items()): ax.set_title(f"{k}\nside {e['side']:.1f} of {e.theory.width}", fontsize=8)
+    top.colorbar(drawn[0], ax=axs, shrink=.85).set_label('gradient / maximum', fontsize=7)
+    _draw_profiles(bottom.subplots(), fields, half, floor)
     return fig
