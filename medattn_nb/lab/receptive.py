@@ -8,12 +8,13 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.receptive.html.md"""
 __all__ = ['ReceptiveField', 'receptive_field', 'map_sizes', 'EffectiveField', 'effective_receptive_field', 'field_table',
            'half_width', 'receptive_figure']
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #5b9cdb9f
+# %% ../../nbs/lab/33_lab.receptive.ipynb #cca2702c
 import contextlib,copy,difflib
 from dataclasses import dataclass,field
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -26,7 +27,7 @@ from ..core import ArgumentError,ShapeError,local_seed
 from ..figures import OKABE_ITO,SEQ
 from .explain import _ready,_undisturbed
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #e7d22eea
+# %% ../../nbs/lab/33_lab.receptive.ipynb #8de7b015
 class _Mark(torch.autograd.Function):
     "Forwards: all values are 1. Backwards: does the result depend on this, yes (1) or no (0)?"
     @staticmethod
@@ -34,9 +35,10 @@ class _Mark(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g): return (g!=0).to(g.dtype)
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #44d155f8
 _mark = _Mark.apply
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #ba3d8baa
+# %% ../../nbs/lab/33_lab.receptive.ipynb #9a8d75f3
 def _conv(self, func, x, weight, bias=None, *a, **kw):
     "Any convolution, one channel a group"
     up = 'transpose' in func.__name__
@@ -45,11 +47,13 @@ def _conv(self, func, x, weight, bias=None, *a, **kw):
     y = func(one, x.new_ones(groups, 1, *weight.shape[2:]), None, *a, **kw)
     return _mark(y.repeat_interleave(weight.shape[1] if up else weight.shape[0]//groups, 1))
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #50dba3ef
 def _linear(self, func, x, weight, bias=None): return _mark(x.mean(-1, keepdim=True).expand(*x.shape[:-1], len(weight)))
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #fabed87d
+# %% ../../nbs/lab/33_lab.receptive.ipynb #cbd31a5d
 def _tuple(o, n): return tuple(o) if isinstance(o, (tuple,list)) else (o,)*n
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #80dbd258
 def _max_pool(self, func, x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     "Max pooling as a sum over its windows"
     out = func(x, kernel_size, stride, padding, dilation, ceil_mode)
@@ -62,19 +66,24 @@ def _max_pool(self, func, x, kernel_size, stride=None, padding=0, dilation=1, ce
     y = _mark(z[:,0].unflatten(0, x.shape[:2]))
     return (y,*out[1:]) if isinstance(out, tuple) else y
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #41e165bc
+# %% ../../nbs/lab/33_lab.receptive.ipynb #6f8b4f8b
 _one = '''relu relu6 elu selu celu gelu silu mish leaky_relu prelu rrelu sigmoid tanh hardsigmoid hardswish hardtanh softplus logsigmoid softsign tanhshrink threshold
 dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout exp expm1 log log1p log2 sqrt rsqrt square abs neg reciprocal sin cos erf clamp clamp_min clamp_max clip
 nan_to_num float_power pow ipow'''.split()
+
+# %% ../../nbs/lab/33_lab.receptive.ipynb #e3b08129
 _many = '''add sub mul div true_divide divide multiply subtract radd rsub rmul rdiv rtruediv truediv iadd isub imul idiv itruediv rpow lerp where addcmul addcdiv maximum minimum fmax fmin
 atan2 hypot logaddexp mse_loss'''.split()
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #01ac88f4
 def _in_place(func): return func.__name__.endswith('_') and not func.__name__.endswith('__') or func.__name__.startswith('__i')
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #155d9170
 def _each(self, func, x, *a, **kw):
     "A function of one argument, position by position: nothing changes"
     return x if _in_place(func) or kw.get('inplace') else _mark(x)
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #54aae7f1
 def _all(self, func, *a, **kw):
     "A function of several arguments, position by position: depends on all"
     ts = [o for o in tree_leaves((a,kw)) if isinstance(o, Tensor)]
@@ -82,12 +91,13 @@ def _all(self, func, *a, **kw):
     y = _mark(sum(o.expand(shape) for o in self.tracked(ts)))
     return a[0].copy_(y) if _in_place(func) else y
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #ec5a3f1f
+# %% ../../nbs/lab/33_lab.receptive.ipynb #cf0fceca
 def _positions(self, x):
     "Which dimensions of `x` are positions: those behind the channels; of a flattened map the one that is as long as a map seen before"
     if x.ndim in (4,5): return range(2, x.ndim)
     return [d for d in (2,1) if x.ndim==3 and x.shape[d] in self.areas][:1]
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #b402f2d5
 def _reduce(self, func, x, *a, **kw):
     "A mean, sum, maximum, variance or norm over some dimensions"
     out,name = func(x, *a, **kw),func.__name__
@@ -100,19 +110,23 @@ def _reduce(self, func, x, *a, **kw):
     else: y = _mark(x.mean(dims, keepdim=first.ndim==x.ndim))
     return type(out)((y,*out[1:])) if isinstance(out, tuple) else y
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #fa6b8a90
+# %% ../../nbs/lab/33_lab.receptive.ipynb #6c5fe977
 def _mix(self, name, x, dims):
     "Each value depends on the others along `dims`: a softmax or a norm"
     if not self.is_whole(name, x, dims): return _mark(x+x.mean(dims, keepdim=True))
     near = [d for d in dims if d not in self.positions(x)]
     return _mark(x+x.mean(near, keepdim=True)) if near else _mark(x)
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #a5da0061
 def _softmax(self, func, x, *a, **kw): return _mix(self, func.__name__, x, [kw.get('dim', a[0] if a else 1)%x.ndim])
 def _normalize(self, func, x, p=2, dim=1, *a, **kw): return _mix(self, func.__name__, x, [d%x.ndim for d in _tuple(dim, 1)])
+
+# %% ../../nbs/lab/33_lab.receptive.ipynb #990f1bc4
 def _layer_norm(self, func, x, shape, *a, **kw):
     if len(shape)==1: return _mark(x+x.mean(-1, keepdim=True))
     return _mix(self, func.__name__, x, list(range(x.ndim-len(shape), x.ndim)))
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #07debff4
 def _norm(self, func, x, *a, **kw):
     "Batch, instance and group norm: statistics of the image, if it uses any"
     name = func.__name__
@@ -124,7 +138,7 @@ def _norm(self, func, x, *a, **kw):
     z = x.unflatten(1, (groups,-1)); self.left.add(name)
     return _mark((z+z.mean(list(range(2, z.ndim)), keepdim=True)).flatten(1,2))
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #0fcf7324
+# %% ../../nbs/lab/33_lab.receptive.ipynb #c9f77dd6
 def _adaptive(self, func, x, *a, **kw):
     "Adaptive pooling, mean or maximum"
     out = func(x, *a, **kw)
@@ -134,6 +148,7 @@ def _adaptive(self, func, x, *a, **kw):
     else: y = _mark(getattr(F, f'adaptive_avg_pool{x.ndim-2}d')(x, first.shape[2:]))
     return (y,*out[1:]) if isinstance(out, tuple) else y
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #ea0432c1
 def _product(self, func, *a, **kw):
     "A matrix product or `einsum`, of two feature maps or of one with weights"
     ts = [o for o in tree_leaves((a,kw)) if isinstance(o, Tensor)]
@@ -145,6 +160,7 @@ def _product(self, func, *a, **kw):
     same = [o for o in ts if o.requires_grad and o.shape==out.shape]
     return _mark(same[0]) if len(same)==1 else self.leave_out(out)
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #d91c555b
 def _attention(self, func, q, k, v, *a, **kw):
     "Scaled dot-product attention: each position sees itself, or all"
     self.left.add('attention'); own = q.mean(-1, keepdim=True)
@@ -152,39 +168,51 @@ def _attention(self, func, q, k, v, *a, **kw):
     elif v.shape[-2]==q.shape[-2]: own = own+v.mean(-1, keepdim=True)
     return _mark(own.expand(*q.shape[:-1], v.shape[-1]))
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #4c5f7df3
+# %% ../../nbs/lab/33_lab.receptive.ipynb #bab8397e
 _moves = '''view reshape flatten unflatten permute transpose t T mT swapaxes movedim squeeze unsqueeze expand expand_as repeat repeat_interleave tile cat concat concatenate stack split split_with_sizes chunk
 unbind narrow select getitem setitem index_select gather roll flip rot90 contiguous clone to float double half bfloat16 type type_as pad pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle interpolate upsample
 avg_pool1d avg_pool2d avg_pool3d unfold fold masked_fill get set copy view_as reshape_as requires_grad detach data cpu cuda hsplit vsplit diagonal adjoint identity'''.split()
+
+# %% ../../nbs/lab/33_lab.receptive.ipynb #e160d8c6
 _rules = {**dict.fromkeys(_one, _each), **dict.fromkeys(_many, _all), **{f'conv{t}{n}d':_conv for t in ('','_transpose') for n in (1,2,3)}, 'linear':_linear,
     **{f'max_pool{n}d{i}':_max_pool for n in (1,2,3) for i in ('','_with_indices')}, **{f'adaptive_{k}_pool{n}d{i}':_adaptive for k in ('avg','max') for n in (1,2,3) for i in ('','_with_indices')},
     **dict.fromkeys('mean sum amax amin max min logsumexp var std norm linalg_norm linalg_vector_norm prod median nanmean'.split(), _reduce),
     **dict.fromkeys(('softmax','log_softmax','softmin','special_softmax'), _softmax), 'normalize':_normalize, 'layer_norm':_layer_norm, **dict.fromkeys(('batch_norm','instance_norm','group_norm'), _norm),
     **dict.fromkeys('matmul rmatmul bmm mm einsum tensordot dot mv baddbmm addmm'.split(), _product), 'scaled_dot_product_attention':_attention}
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #e4abd7c5
+# %% ../../nbs/lab/33_lab.receptive.ipynb #7ca2f471
+def _tracked(self, ts):
+    "Those of `ts` that depend on the image; if none does, those that did before a path was left out"
+    return [o for o in ts if o.requires_grad] or [o for o in ts if id(o) in self.cut]
+
+# %% ../../nbs/lab/33_lab.receptive.ipynb #c0de9e66
+def _is_whole(self, name, x, dims):
+    "Does an operation along `dims` of `x` see all positions, and is that not to be counted?"
+    if not any(x.shape[d]>1 for d in dims if d in self.positions(x)): return False
+    self.left.add(name)
+    return not self.whole
+
+# %% ../../nbs/lab/33_lab.receptive.ipynb #1e420de6
+def _leave_out(self, out):
+    "`out` as something that does not depend on the image"
+    out = out.detach()
+    self.cut[id(out)] = out
+    return out
+
+# %% ../../nbs/lab/33_lab.receptive.ipynb #1247323a
+def _note(self, name, out, ts, by_rule):
+    "Remember sizes of maps, functions without a rule, and what was left out"
+    self.areas.update(o.shape[2]*o.shape[3] for o in out if o.ndim==4)
+    if not by_rule and name not in _moves and any(o.requires_grad for o in out): self.other.add(name)
+    if any(id(t) in self.cut for t in ts): self.cut.update({id(o):o for o in out if not o.requires_grad})
+
+# %% ../../nbs/lab/33_lab.receptive.ipynb #6442beb1
 class _Paths(TorchFunctionMode):
     "Inside, every torch function follows the rules of dependence; `left` names the whole-image paths met, `other` the functions without a rule"
-    positions = _positions
+    positions,tracked,is_whole,leave_out,note = _positions,_tracked,_is_whole,_leave_out,_note
     def __init__(self, whole):
         super().__init__()
         self.whole,self.cut,self.areas,self.left,self.other = whole,{},set(),set(),set()
-
-    def tracked(self, ts):
-        "Those of `ts` that depend on the image; if none does, those that did before a path was left out"
-        return [o for o in ts if o.requires_grad] or [o for o in ts if id(o) in self.cut]
-
-    def is_whole(self, name, x, dims):
-        "Does an operation along `dims` of `x` see all positions, and is that not to be counted?"
-        if not any(x.shape[d]>1 for d in dims if d in self.positions(x)): return False
-        self.left.add(name)
-        return not self.whole
-
-    def leave_out(self, out):
-        "`out` as something that does not depend on the image"
-        out = out.detach()
-        self.cut[id(out)] = out
-        return out
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kw,name = kwargs or {},func.__name__.strip('_')
@@ -192,16 +220,13 @@ class _Paths(TorchFunctionMode):
         grad = torch.is_grad_enabled() and any(o.requires_grad for o in ts)
         rule = _rules.get(name) if grad else None
         out = rule(self, func, *args, **kw) if rule else func(*args, **kw)
-        for o in tree_leaves(out):
-            if not isinstance(o, Tensor) or not o.is_floating_point(): continue
-            if o.ndim==4: self.areas.add(o.shape[2]*o.shape[3])
-            if grad and o.requires_grad and not rule and name not in _moves: self.other.add(name)
-            if not o.requires_grad and any(id(t) in self.cut for t in ts): self.cut[id(o)] = o
+        self.note(name, [o for o in tree_leaves(out) if isinstance(o, Tensor) and o.is_floating_point()], ts, rule or not grad)
         return out
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #fe5833aa
+# %% ../../nbs/lab/33_lab.receptive.ipynb #1d09571f
 class _Found(Exception): "The output of the layer, on its way out of the network"
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #37deb6ab
 def _module(model, layer):
     "The module called `layer`, or the model itself; raises `ArgumentError` with near names"
     mods = dict(model.named_modules())
@@ -211,6 +236,7 @@ def _module(model, layer):
         raise ArgumentError('layer', layer, f"there is no such module; near names: {', '.join(near)}" if near else 'the model has no modules; leave layer=None for its output')
     return mods[layer]
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #ff5ab2de
 def _output(model, layer, x):
     "The output (B,C,h,w) of `layer` for `x`; raises `ArgumentError` or `ShapeError` if there is none"
     def stop(m, _, out): raise _Found(out)
@@ -223,6 +249,7 @@ def _output(model, layer, x):
     if not isinstance(out, Tensor) or out.ndim!=4: raise ShapeError('layer', out if isinstance(out, Tensor) else type(out).__name__, f'{what} is no feature map (B,C,h,w); name a layer that gives one (cam_layers of lab.explain lists them)')
     return out
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #77536976
 def _unit(unit, grid):
     "The unit asked about, (row, column); the centre by default (of two the second)"
     if unit is None: return grid[0]//2,grid[1]//2
@@ -238,7 +265,7 @@ def _shape(model, size, name='size'):
     c = next((m.in_channels for m in model.modules() if isinstance(m, (nn.Conv2d,nn.ConvTranspose2d))), 3)
     return c,int(s[0]),int(s[1])
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #1ca75214
+# %% ../../nbs/lab/33_lab.receptive.ipynb #0b4071e3
 @dataclass
 class ReceptiveField:
     "Which pixels a unit can depend on"
@@ -250,36 +277,53 @@ class ReceptiveField:
     left:tuple # Whole-image paths met, by name: left out for 'local', counted for 'all'
     other:tuple # Functions that no rule knows; they ran as they are
 
-    @property
-    def box(self)->tuple: # (top, left, bottom, right), the last two are the first row and column outside
-        "The smallest box around the field"
-        r,c = (np.flatnonzero(self.mask.any(a)) for a in (1,0))
-        return int(r[0]),int(c[0]),int(r[-1])+1,int(c[-1])+1
-    @property
-    def height(self)->int: # Pixels
-        "Height of the box"
-        return self.box[2]-self.box[0]
-    @property
-    def width(self)->int: # Pixels
-        "Width of the box"
-        return self.box[3]-self.box[1]
-    @property
-    def pixels(self)->int: # At most height times width; less if the field has holes
-        "Pixels in the field"
-        return int(self.mask.sum())
-    @property
-    def clipped(self)->bool: # If so, use a larger image
-        "Does the box touch the border of the image? Then the field may be larger than what fits"
-        return 0 in self.box[:2] or any(o==n for o,n in zip(self.box[2:], self.mask.shape))
-    @property
-    def centre(self)->tuple: # (row, column), halves for even sides
-        "Middle of the box; of a clipped one, the unit's own place in the image"
-        if self.clipped: return tuple((u+.5)*n/g-.5 for u,n,g in zip(self.unit, self.mask.shape, self.grid))
-        return (self.box[0]+self.box[2]-1)/2,(self.box[1]+self.box[3]-1)/2
-    def row(self)->dict: # For a table
-        "The field as a row of a table"
-        return dict(layer=self.layer, height=self.height, width=self.width, pixels=self.pixels, box=self.box, clipped=self.clipped, paths=self.paths, whole_image=', '.join(self.left))
-    def _repr_html_(self): return pd.DataFrame([self.row()]).to_html(index=False)
+# %% ../../nbs/lab/33_lab.receptive.ipynb #b20b7d2c
+@patch(as_prop=True)
+def box(self:ReceptiveField)->tuple: # (top, left, bottom, right), the last two are the first row and column outside
+    "The smallest box around the field"
+    r,c = (np.flatnonzero(self.mask.any(a)) for a in (1,0))
+    return int(r[0]),int(c[0]),int(r[-1])+1,int(c[-1])+1
+
+# %% ../../nbs/lab/33_lab.receptive.ipynb #aeece07d
+@patch(as_prop=True)
+def height(self:ReceptiveField)->int: # Pixels
+    "Height of the box"
+    return self.box[2]-self.box[0]
+
+# %% ../../nbs/lab/33_lab.receptive.ipynb #f5a5ebfd
+@patch(as_prop=True)
+def width(self:ReceptiveField)->int: # Pixels
+    "Width of the box"
+    return self.box[3]-self.box[1]
+
+# %% ../../nbs/lab/33_lab.receptive.ipynb #a6a67211
+@patch(as_prop=True)
+def pixels(self:ReceptiveField)->int: # At most height times width; less if the field has holes
+    "Pixels in the field"
+    return int(self.mask.sum())
+
+# %% ../../nbs/lab/33_lab.receptive.ipynb #8f96d828
+@patch(as_prop=True)
+def clipped(self:ReceptiveField)->bool: # If so, use a larger image
+    "Does the box touch the border of the image? Then the field may be larger than what fits"
+    return 0 in self.box[:2] or any(o==n for o,n in zip(self.box[2:], self.mask.shape))
+
+# %% ../../nbs/lab/33_lab.receptive.ipynb #a3b0c963
+@patch(as_prop=True)
+def centre(self:ReceptiveField)->tuple: # (row, column), halves for even sides
+    "Middle of the box; of a clipped one, the unit's own place in the image"
+    if self.clipped: return tuple((u+.5)*n/g-.5 for u,n,g in zip(self.unit, self.mask.shape, self.grid))
+    return (self.box[0]+self.box[2]-1)/2,(self.box[1]+self.box[3]-1)/2
+
+# %% ../../nbs/lab/33_lab.receptive.ipynb #cff70e66
+@patch
+def row(self:ReceptiveField)->dict: # For a table
+    "The field as a row of a table"
+    return dict(layer=self.layer, height=self.height, width=self.width, pixels=self.pixels, box=self.box, clipped=self.clipped, paths=self.paths, whole_image=', '.join(self.left))
+
+# %% ../../nbs/lab/33_lab.receptive.ipynb #5604f554
+@patch
+def _repr_html_(self:ReceptiveField): return pd.DataFrame([self.row()]).to_html(index=False)
 
 # %% ../../nbs/lab/33_lab.receptive.ipynb #974856f0
 def receptive_field(
@@ -343,7 +387,7 @@ def _maps(model, layer, x, unit, channels, mode, gen):
     else: g = torch.stack([torch.autograd.grad(o, x, retain_graph=True)[0][i] for i,o in enumerate(y)])
     return g.abs().mean(1).double().cpu()
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #2be8e567
+# %% ../../nbs/lab/33_lab.receptive.ipynb #af173c71
 @contextlib.contextmanager
 def _as_found(model, mode, seed):
     "Inside: evaluation or training mode; afterwards modes, flags, buffers and random state as they were"
@@ -357,6 +401,7 @@ def _as_found(model, mode, seed):
             with torch.no_grad(): b.copy_(o)
             m._buffers[k] = b
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #46df0d32
 def _images(model, x, n, seed):
     "Images (n,C,H,W) on the model's device: `x` itself, or random normal ones"
     if isinstance(x, Tensor): return _ready(model, x)[1]
@@ -448,7 +493,7 @@ def half_width(
     row = e.map[min(int(round(r)), len(e.map)-1)]
     return float(np.abs(np.flatnonzero(row>=row.max()/2)-c).max()+.5) if row.any() else np.nan
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #85c163f8
+# %% ../../nbs/lab/33_lab.receptive.ipynb #2b06c81b
 def _draw_map(ax, e, half, floor):
     "One map relative to its maximum, about the middle of the theoretical field, which is drawn as a box"
     (r,c),(H,W),(t,l,b,w) = e.theory.centre,e.map.shape,e.theory.box
@@ -456,19 +501,20 @@ def _draw_map(ax, e, half, floor):
     drawn = ax.imshow(m, cmap=SEQ, norm=LogNorm(floor, 1), extent=(-.5-c,W-.5-c,H-.5-r,-.5-r), interpolation='nearest')
     ax.add_patch(Rectangle((l-.5-c,t-.5-r), w-l, b-t, fill=False, ec=OKABE_ITO[1], lw=1.5))
     ax.set(xlim=(-half,half), ylim=(half,-half), facecolor='lightgrey')
+    ax.locator_params(nbins=4)
     ax.tick_params(labelsize=7)
     return drawn
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #67ee596b
 def _draw_profiles(ax, fields, half, floor):
     "The middle rows on a logarithmic axis, with their half-widths"
     for i,(k,e) in enumerate(fields.items()):
         r,c = e.theory.centre
         row = e.map[min(int(round(r)), len(e.map)-1)]
         y,h,col = row/(row.max() or 1),half_width(e),OKABE_ITO[i%len(OKABE_ITO)]
-        on = np.flatnonzero(y>floor)
-        ax.plot(on-c, y[on], color=col, ls=('-','--','-.',':')[i%4], marker='.', ms=3, lw=1.2, label=f'{k}, half-width {h:.1f}')
-        ax.plot([-h,h], [.5,.5], 'o', ms=5, mfc='none', color=col)
-    ax.axhline(1-.9545, color='grey', lw=.8, ls=':'); ax.text(half, 1-.9545, '4.55 % ', fontsize=7, ha='right', va='bottom', color='dimgrey')
+        ax.plot(np.arange(len(y))-c, np.where(y>floor, y, np.nan), color=col, ls=('-','--','-.',':')[i%4], marker='os^Dv'[i%5], ms=3, lw=1.2, label=f'{k}, half-width {h:.1f}')
+        ax.plot([-h,h], [.5,.5], '|', ms=12, mew=1.5, color=col)
+    ax.axhline(1-.9545, color='grey', lw=.8, ls=':'); ax.text(-half, 1-.9545, ' 4.55 %', fontsize=7, ha='left', va='bottom', color='dimgrey')
     ax.set(yscale='log', xlim=(-half,half), ylim=(floor,1.5))
     ax.set_xlabel('pixels from the middle of the field', fontsize=8); ax.set_ylabel('gradient / maximum', fontsize=8)
     ax.tick_params(labelsize=7); ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1,.5), frameon=False)
