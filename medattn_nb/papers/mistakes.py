@@ -7,7 +7,7 @@ Docs: https://medattn.github.io/medattn_nb/papers/papers.mistakes.html.md"""
 # %% auto #0
 __all__ = ['SITES', 'KINDS', 'MODELS', 'NAMES', 'PRINTED_SIZES', 'RFNA_READINGS', 'InstanceNorm', 'double_conv', 'Block', 'Skip',
            'UNet', 'MistakeAttention', 'FPA', 'RFNA', 'ReleasedSCSE', 'ReleasedCBAM', 'ReleasedGate', 'ReleasedGC',
-           'unet', 'parameters', 'printed']
+           'unet', 'n_weights', 'parameters', 'printed']
 
 # %% ../../nbs/papers/70_papers.mistakes.ipynb #c605db22
 import inspect
@@ -358,14 +358,22 @@ for _name in MODELS: register_backbone(_name)(partial(unet, _name))
 # %% ../../nbs/papers/70_papers.mistakes.ipynb #61e9ddac
 PRINTED_SIZES = dict(Unet='3.13', WUnet='12.51', D6Unet='3.13', D9Unet='3.13', AUnet='3.16', CSCUnet='3.14', GCNUnet='3.15', CBAMUnet='3.14', FPA='4.2', RFNA='5.63')
 
-# %% ../../nbs/papers/70_papers.mistakes.ipynb #53ade17c
+# %% ../../nbs/papers/70_papers.mistakes.ipynb #3484bcf4
+def n_weights(
+    name:str, # One of `MODELS`
+    **kw, # Options, as for `unet`
+)->int: # Parameters
+    "Parameters of a network, counted without making them"
+    with torch.device('meta'): return sum(p.numel() for p in unet(name, init='default', **kw).parameters())
+
+# %% ../../nbs/papers/70_papers.mistakes.ipynb #741077b0
 def parameters(
     in_channels:int=4, # Channels of the image: 4 for BraTS and ISLES, 3 for CityScapes
     blocks:str='released', # Modules of the rivals: 'released' (the printed sizes belong to them) or 'ours'
 )->pd.DataFrame: # network, model, parameters, printed (text, millions), and whether the count rounds to it
     "Parameters of all networks beside those of Tables 5 and 6"
-    def count(k): return sum(p.numel() for p in unet(k, in_channels=in_channels, **(dict(blocks=blocks) if 'kind' in MODELS[k] else {})).parameters())
-    df = pd.DataFrame([dict(network=n, model=k, parameters=count(k), printed=PRINTED_SIZES[n]) for n,k in NAMES.items()])
+    def kw(k): return dict(in_channels=in_channels, **(dict(blocks=blocks) if 'kind' in MODELS[k] else {}))
+    df = pd.DataFrame([dict(network=n, model=k, parameters=n_weights(k, **kw(k)), printed=PRINTED_SIZES[n]) for n,k in NAMES.items()])
     return df.assign(equal=[f'{p/1e6:.{len(s.split(".")[1])}f}'==s for p,s in zip(df.parameters, df.printed)])
 
 # %% ../../nbs/papers/70_papers.mistakes.ipynb #35ae291f
