@@ -38,11 +38,11 @@ class _Mark(torch.autograd.Function):
 # %% ../../nbs/lab/33_lab.receptive.ipynb #44d155f8
 _mark = _Mark.apply
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #9a8d75f3
+# %% ../../nbs/lab/33_lab.receptive.ipynb #57395095
 def _conv(self, func, x, weight, bias=None, *a, **kw):
     "Any convolution, one channel a group"
     up = 'transpose' in func.__name__
-    groups = kw.get('groups', (a[4] if up else a[3]) if len(a)>3+up else 1)
+    groups = kw.get('groups', a[3] if len(a)>3 else 1)
     one = x.unflatten(1, (groups,-1)).mean(2)
     y = func(one, x.new_ones(groups, 1, *weight.shape[2:]), None, *a, **kw)
     return _mark(y.repeat_interleave(weight.shape[1] if up else weight.shape[0]//groups, 1))
@@ -223,6 +223,13 @@ class _Paths(TorchFunctionMode):
         self.note(name, [o for o in tree_leaves(out) if isinstance(o, Tensor) and o.is_floating_point()], ts, rule or not grad)
         return out
 
+# %% ../../nbs/lab/33_lab.receptive.ipynb #d8625059
+def _network(model):
+    "The model behind `torch.compile`; raises `ArgumentError` for what is no torch module or a scripted one"
+    model = getattr(model, '_orig_mod', model)
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule): raise ArgumentError('model', type(model).__name__, 'expected a torch module, not a scripted one; of a Learner give learn.model')
+    return model
+
 # %% ../../nbs/lab/33_lab.receptive.ipynb #1d09571f
 class _Found(Exception): "The output of the layer, on its way out of the network"
 
@@ -325,7 +332,7 @@ def row(self:ReceptiveField)->dict: # For a table
 @patch
 def _repr_html_(self:ReceptiveField): return pd.DataFrame([self.row()]).to_html(index=False)
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #974856f0
+# %% ../../nbs/lab/33_lab.receptive.ipynb #4bbf3e27
 def receptive_field(
     model:nn.Module, # Any network of convolutions; it is not changed (a copy is marked)
     layer:str|None=None, # Name of the module whose output is asked about; default: the model's output
@@ -335,16 +342,16 @@ def receptive_field(
 )->ReceptiveField: # `height`, `width`, `box`, `pixels`, `clipped`, `mask`
     "The theoretical receptive field of one unit, by marking what it depends on; raises `ArgumentError` if there is no such layer, `ShapeError` if it gives no map"
     if paths not in ('local','all'): raise ArgumentError('paths', paths, "use 'local' or 'all'")
-    model = getattr(model, '_orig_mod', model)
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule): raise ArgumentError('model', type(model).__name__, 'expected a torch module, not a scripted one; of a Learner give learn.model')
+    model = _network(model)
     shape = _shape(model, size); _module(model, layer)
     m2 = copy.deepcopy(model).cpu().double().eval().requires_grad_(False)
     with torch.inference_mode(False), torch.enable_grad(), _Paths(paths=='all') as mode:
         _own_positions(m2, mode)
         x = torch.ones(1, *shape, dtype=torch.float64, requires_grad=True)
         out = _output(m2, layer, _mark(x))
-    unit = _unit(unit, out.shape[2:])
-    g = torch.autograd.grad(out[:,:,unit[0],unit[1]].sum(), x, allow_unused=True)[0] if out.requires_grad else None
+        unit = _unit(unit, out.shape[2:])
+        y = out[:,:,unit[0],unit[1]].sum()
+    g = torch.autograd.grad(y, x, allow_unused=True)[0] if y.requires_grad else None
     if g is None or not g.any(): raise ArgumentError('layer', layer or 'output', "the unit depends on no pixel by local paths; count all of them with paths='all'")
     return ReceptiveField((g[0]!=0).any(0).numpy(), layer or 'output', unit, tuple(out.shape[2:]), paths, tuple(sorted(mode.left)), tuple(sorted(mode.other)))
 
@@ -441,7 +448,7 @@ class EffectiveField:
         return f"gradient of unit {self.theory.unit} of {self.theory.layer} ({self.theory.grid[0]} x {self.theory.grid[1]}), channels: {self.channels}, {self.mode} mode, {self.n} images" + ('; theoretical field clipped by the image' if self.theory.clipped else '')
     def _repr_html_(self): return self.sizes.round(3).to_html()+f'<p>{self.caption}</p>'
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #db4bf3fd
+# %% ../../nbs/lab/33_lab.receptive.ipynb #dd5dc1ce
 def effective_receptive_field(
     model:nn.Module, # Any network; left as it was, with modes, flags, gradients, buffers and hooks
     x=256, # Images (B,C,H,W), or the size of random normal ones: a side, (H,W) or (C,H,W)
@@ -456,7 +463,7 @@ def effective_receptive_field(
     draws:int=200, # Of the bootstrap; 0 for none
 )->EffectiveField: # `map`, `sizes`, `theory`; `result['side']` is one size
     "The effective receptive field after Luo et al. (2016): the mean absolute gradient of one output unit at every pixel"
-    model = getattr(model, '_orig_mod', model)
+    model = _network(model)
     if mode not in ('eval','train'): raise ArgumentError('mode', mode, "use 'eval' or 'train'")
     if channels not in ('sum','random') and (isinstance(channels, (bool,str)) or not isinstance(channels, (int,np.integer)) or channels<0): raise ArgumentError('channels', channels, "use 'sum', 'random' or the number of a channel")
     if bs<1: raise ArgumentError('bs', bs, 'use 1 or more images at a time')
@@ -493,7 +500,7 @@ def half_width(
     row = e.map[min(int(round(r)), len(e.map)-1)]
     return float(np.abs(np.flatnonzero(row>=row.max()/2)-c).max()+.5) if row.any() else np.nan
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #2b06c81b
+# %% ../../nbs/lab/33_lab.receptive.ipynb #efd2689a
 def _draw_map(ax, e, half, floor):
     "One map relative to its maximum, about the middle of the theoretical field, which is drawn as a box"
     (r,c),(H,W),(t,l,b,w) = e.theory.centre,e.map.shape,e.theory.box
@@ -501,7 +508,8 @@ def _draw_map(ax, e, half, floor):
     drawn = ax.imshow(m, cmap=SEQ, norm=LogNorm(floor, 1), extent=(-.5-c,W-.5-c,H-.5-r,-.5-r), interpolation='nearest')
     ax.add_patch(Rectangle((l-.5-c,t-.5-r), w-l, b-t, fill=False, ec=OKABE_ITO[1], lw=1.5))
     ax.set(xlim=(-half,half), ylim=(half,-half), facecolor='lightgrey')
-    ax.locator_params(nbins=4)
+    q = max(1, int(half/1.6))
+    ax.set_xticks([-q,0,q]); ax.set_yticks([-q,0,q])
     ax.tick_params(labelsize=7)
     return drawn
 
