@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from conftest import ROOT,real
 from medattn_nb.core import ArgumentError,ResultError
 from medattn_nb.data.datasets import Data,load
-from medattn_nb.lab.experiments import Experiment,compare
+from medattn_nb.lab.experiments import Experiment,compare,sign_flip_test
 from medattn_nb.lab.explain import energy_inside,gradcam,localisation
 from medattn_nb.lab.ledger import Ledger,make_record
 from medattn_nb.lab.localise import *

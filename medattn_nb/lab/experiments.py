@@ -6,9 +6,9 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.experiments.html.md"""
 
 # %% auto #0
 __all__ = ['PRESETS', 'Published', 'Experiment', 'RunResult', 'run_recipe', 'Progress', 'run_experiment', 'scored_part',
-           'sign_flip_test', 'compare', 'show_table', 'pool']
+           'sign_flip_test', 'compare', 'show_table', 'metrics_table', 'pool']
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #e09b28f8
+# %% ../../nbs/lab/20_lab.experiments.ipynb #935af6f8
 import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass,field
@@ -22,8 +22,8 @@ from ..data import datasets
 from ..data.datasets import Data
 from .ledger import Ledger,environment,make_record,peak_memory
 from .training import Fitted,Recipe,fit,part_of,predict,predict_masks
-from .segmentation import LOWER_IS_BETTER,SEGMENT_METRICS,_mean,_of_split,join_folds,left_out,segment_metrics,segment_scores,segment_values
-from ..metrics import METRICS,_n_draws,_resample,_strata,binary_metrics,holm,mean_metric_ci,metric_values,multiclass_metrics,paired_auc_test,paired_metric_test
+from .segmentation import LOWER_IS_BETTER,SEGMENT_METRICS,_mean,_of_split,_weights,join_folds,left_out,segment_metrics,segment_scores,segment_values
+from ..metrics import METRICS,binary_metrics,holm,mean_metric_ci,metric_values,multiclass_metrics,paired_auc_test,paired_metric_test
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #35262c6a
 class Published(NamedTuple):
@@ -82,7 +82,7 @@ def only(self:Experiment,
         if o not in self.rows: raise ArgumentError('rows', o, f"choose from {', '.join(self.rows)}")
     return dataclasses.replace(self, rows={o:self.rows[o] for o in rows}, published={k:v for k,v in self.published.items() if k in rows[1:]} if published is None else published)
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #a10aaeee
+# %% ../../nbs/lab/20_lab.experiments.ipynb #0f88c243
 def _scores(data, split, p):
     "Scores of every image of `split`, with its file, label and group"
     it = data.items[data.items.split==split]
@@ -104,6 +104,12 @@ def _describe(data):
     "What a record says about its data"
     return dict(name=data.info.name, synthetic=data.info.synthetic, classes=list(data.classes), fingerprint=data.fingerprint,
         split_fingerprint=data.split_fingerprint, counts=data.items.groupby(['split','label']).size().unstack(fill_value=0).to_dict('index'))
+
+def _same_data(run, train):
+    "Raise `ResultError` unless `train` is what the run was trained on"
+    was = run['data']
+    if was and (was['fingerprint'],was['split_fingerprint'])!=(train.fingerprint,train.split_fingerprint):
+        raise ResultError('train', train.info.name, f"the images or the split differ from those that {run['row']} (seed {run['recipe']['seed']}) was trained on, and so would the normalisation; restore them")
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #82571b27
 class RunResult(NamedTuple):
@@ -217,11 +223,11 @@ def scored_part(
     "The images that a table is about: the test part where all records have one, otherwise the held-out part that the split calls valid"
     return 'test' if records and all('test' in r['scores'] for r in records) else 'valid' if records else 'test'
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #9a796bc0
+# %% ../../nbs/lab/20_lab.experiments.ipynb #4b4b291a
 def _status(pub, diff, ci, preset, runs=2):
     "One word for what our numbers say about the paper's claim"
     if pub.direction is None: return 'not comparable'
-    if runs<2 or ci[0]<=0<=ci[1]: return 'undecided'
+    if runs<2 or not (ci[0]>0 or ci[1]<0): return 'undecided'
     if np.sign(diff)!=pub.direction: return 'contradicted'
     return 'direction only' if preset!='paper' or pub.value is None else 'matched'
 
@@ -292,19 +298,14 @@ def sign_flip_test(
     else: S = np.r_[np.ones((1,len(s))), np.random.default_rng(seed).choice((-1.,1.), (n,len(s)))]
     return float((np.abs(S@s)>=abs(s.sum())*(1-1e-9)-1e-12).mean())
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #318cab22
+# %% ../../nbs/lab/20_lab.experiments.ipynb #c6e9dd32
 def _draws(V, W, rng):
     "Mean of scores (runs,n) in each draw of images, `W` (draws,n), and of runs"
     n = W@(~np.isnan(V)).T
     per = np.divide(W@np.nan_to_num(V).T, n, out=np.full(n.shape, np.nan), where=n>0)  # draws runs
     return np.take_along_axis(per, rng.integers(len(V), size=per.shape), 1).mean(1)
 
-def _weights(n, groups, boots):
-    "How often each of `n` units is in each bootstrap draw of their groups, (draws,n)"
-    strata,rng = _strata(n, groups),np.random.default_rng(0)
-    return np.stack([np.bincount(_resample(strata, rng), minlength=n) for _ in range(_n_draws(boots))]).astype(float)
-
-# %% ../../nbs/lab/20_lab.experiments.ipynb #4fc346c1
+# %% ../../nbs/lab/20_lab.experiments.ipynb #32b3483b
 def _units(record, split, metric, per, mask):
     "Values of a record's units, and what must agree between records: the units, their groups, and how they were scored"
     s = _of_split(record, split)
@@ -312,41 +313,46 @@ def _units(record, split, metric, per, mask):
     same = record['data']['fingerprint'],tuple(s['file']),tuple(s['size']),tuple(s['names']),s['threshold'],s.get('attack'),tuple(s.get('clamp') or ())
     return v.to_numpy(),(np.array(s['group']) if per=='image' else v.index.to_numpy()),same
 
+# %% ../../nbs/lab/20_lab.experiments.ipynb #bd65e2c0
 class _MaskJudge:
     "Numbers of rows of segmentation runs: alone, and against another row"
     test = 'sign flips'
     def __init__(self, by, split, boots, metric, per, mask):
         if per not in ('case','image'): raise ArgumentError('per', per, "models are compared per 'case' or 'image'")
-        self.by,self.split,self.metric,self.V,first,self.boots = by,split,metric,{},None,boots
-        for name,rs in by.items():
-            got = [_units(r, split, metric, per, mask) for r in rs]
-            for r,o in zip(rs, got):
-                first = first or o
-                if o[2]!=first[2]: raise ResultError('records', f"{r['row']}, seed {r['seed']}", f'its {split} images, or how they were scored, differ from those of the first record; only runs on the same images can be compared')
-            if got: self.V[name] = np.stack([o[0] for o in got])
+        self.by,self.split,self.metric,self.mask = by,split,metric,mask
+        got = {k:[_units(r, split, metric, per, mask) for r in rs] for k,rs in by.items() if rs}
+        first = next((o[0] for o in got.values()), None)
+        for k,rs in got.items():
+            for r,o in zip(by[k], rs):
+                if o[2]!=first[2]: raise ResultError('records', f"{k}, seed {r['seed']}", f'its {split} images, or how they were scored, differ from those of the first record; only runs on the same images can be compared')
+        self.V = {k:np.stack([o[0] for o in rs]) for k,rs in got.items()}
         if first: self.groups,self.W = first[1],_weights(len(first[1]), first[1], boots)
-    def _drawn(self, V, name): return _draws(V, self.W, np.random.default_rng(derive_seed('runs', name)))
-    def alone(self, name):
-        _same_recipe(self.by[name])
-        V,m = self.V[name],self.metric
-        per,d = _mean(V, 1),self._drawn(V, name)
-        lo,hi = np.nanquantile(d, [.025,.975]) if np.isfinite(d).any() else (np.nan,np.nan)
-        return dict(runs=len(V), **{m:float(_mean(per)), f'{m}_low':lo, f'{m}_high':hi}, sd=per.std(ddof=1) if len(per)>1 else np.nan, **self.counted(name))
-    def counted(self, name):
-        "Mean over runs: units that count, units and images whose structure was not found at all"
-        gone = [segment_values(r, self.split, 'missed', 'case') for r in self.by[name]]
-        images = [left_out(_of_split(r, self.split))['hd95_missed'] for r in self.by[name]]
-        return dict(units=float((~np.isnan(self.V[name])).sum(1).mean()), missed=float(np.mean([(o==1).sum() for o in gone])), missed_images=float(np.mean(images)))
-    def against(self, name, base):
-        A,B = self.V[name],self.V[base]
-        both = ~np.isnan(A).all(0) & ~np.isnan(B).all(0)
-        A,B = (np.where(both, o, np.nan) for o in (A,B))
-        if not both.any(): return dict.fromkeys(('diff','low','high','se','p'), np.nan)
-        d = self._drawn(A, name)-self._drawn(B, base)
-        lo,hi = np.nanquantile(d, [.025,.975])
-        return dict(diff=float(_mean(_mean(A, 1))-_mean(_mean(B, 1))), low=lo, high=hi, se=np.nanstd(d, ddof=1), p=sign_flip_test(_mean(A, 0)-_mean(B, 0), self.groups))
+    def drawn(self, V, name): return _draws(V, self.W, np.random.default_rng(derive_seed('runs', name)))
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #bcb286bd
+# %% ../../nbs/lab/20_lab.experiments.ipynb #a59cf37c
+def _interval(d): return np.nanquantile(d, [.025,.975]) if np.isfinite(d).any() else (np.nan,np.nan)
+
+@patch
+def alone(self:_MaskJudge, name):
+    _same_recipe(self.by[name])
+    V,m = self.V[name],self.metric
+    per,(lo,hi) = _mean(V, 1),_interval(self.drawn(V, name))
+    gone = [left_out(_of_split(r, self.split), self.mask) for r in self.by[name]]
+    missed = {k:float(np.mean([o[f'hd95_{k}'] for o in gone])) for k in ('missed_cases','missed')}
+    return dict(runs=len(V), **{m:float(_mean(per)), f'{m}_low':lo, f'{m}_high':hi}, sd=per.std(ddof=1) if len(per)>1 else np.nan,
+        units=float((~np.isnan(V)).sum(1).mean()), missed_cases=missed['missed_cases'], missed_images=missed['missed'])
+
+@patch
+def against(self:_MaskJudge, name, base):
+    A,B = self.V[name],self.V[base]
+    both = ~np.isnan(A).all(0) & ~np.isnan(B).all(0)
+    if not both.any(): return dict.fromkeys(('diff','low','high','se','p'), np.nan)
+    A,B = (np.where(both, o, np.nan) for o in (A,B))
+    d = self.drawn(A, name)-self.drawn(B, base)
+    lo,hi = _interval(d)
+    return dict(diff=float(_mean(_mean(A, 1))-_mean(_mean(B, 1))), low=lo, high=hi, se=np.nanstd(d, ddof=1), p=sign_flip_test(_mean(A, 0)-_mean(B, 0), self.groups))
+
+# %% ../../nbs/lab/20_lab.experiments.ipynb #f5a673e7
 def compare(
     exp:Experiment, # Gives rows, baseline and published numbers
     records:list, # Records of this experiment, as from `run_experiment` or `Ledger.records`
@@ -356,7 +362,7 @@ def compare(
     metric:str|None=None, # 'auc' (default) or another of `metrics.METRICS`, of more than two classes the macro mean; of masks 'iou' (default) or another of `SEGMENT_METRICS`
     per:str='case', # Of masks: a value for each 'case' (group) or 'image'
     mask:str|None=None, # Of masks: which, as for `segment_values`; default: the mean over all
-)->pd.DataFrame: # One row a model: runs, auc, auc_low, auc_high (or named after another metric), sd, diff, low, high, se, p, p_holm, parameters, published, status; of masks also units, missed, missed_images
+)->pd.DataFrame: # One row a model: runs, auc, auc_low, auc_high (or named after another metric), sd, diff, low, high, se, p, p_holm, parameters, published, status; of masks also units, missed_cases, missed_images
     "The experiment's table from its records; rows without records say 'not run'"
     by = _by_row(exp, records, preset)
     mine = [o for rs in by.values() for o in rs]
@@ -386,21 +392,42 @@ def _num(v, spec='.3f'): return '–' if v is None or pd.isna(v) else format(v, 
 
 def _p(v): return '–' if pd.isna(v) else '< 0.001' if v<.001 else f'{v:.3f}'
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #155d8a14
+# %% ../../nbs/lab/20_lab.experiments.ipynb #8782e047
+def _metric_name(m, unit=False): return 'AUC' if m=='auc' else 'HD95' if m=='hd95' and not unit else SEGMENT_METRICS.get(m, m)
+
+# %% ../../nbs/lab/20_lab.experiments.ipynb #aa84ef65
 def show_table(
     df:pd.DataFrame, # As from `compare`
 )->pd.DataFrame: # Strings, indexed by model
     "The comparison in the form for readers"
     m = df.attrs.get('metric', 'auc')
     f = '.2f' if m=='hd95' else '.3f'
-    name = {'auc':'AUC', **SEGMENT_METRICS, 'precision':'precision'}.get(m, m)
-    missed = {'missed cases (images)':['–' if pd.isna(a) else f'{a:.4g} ({b:.4g})' for a,b in zip(df.missed, df.missed_images)]} if m=='hd95' and 'missed_images' in df else {}
+    name = _metric_name(m, True)
+    missed = {'missed cases (images)':['–' if pd.isna(a) else f'{a:.4g} ({b:.4g})' for a,b in zip(df.missed_cases, df.missed_images)]} if m=='hd95' and 'missed_images' in df else {}
     cols = {f"{name}, mean (SD) of runs":[_num(a, f) if pd.isna(s) else f'{a:{f}} ({s:{f}})' for a,s in zip(df[m], df.sd)],
         '95 % interval':['–' if pd.isna(l) else f'{l:{f}} to {h:{f}}' for l,h in zip(df[f'{m}_low'], df[f'{m}_high'])], **missed, 'runs':df.runs.astype(str),
         'difference (95 % interval)':['–' if pd.isna(d) else f'{d:+{f}} ({l:+{f}} to {h:+{f}})' for d,l,h in zip(df['diff'], df.low, df.high)],
         f"p ({df.attrs.get('test', 'DeLong')})":df.p.map(_p), 'p (Holm)':df.p_holm.map(_p), 'parameters':[_num(o, ',') for o in df.parameters],
         'paper':['not known' if pd.isna(o) else format(o, f) for o in df.published], 'status':df.status}
     return pd.DataFrame(cols).set_axis(pd.Index(df.model, name='model'))
+
+# %% ../../nbs/lab/20_lab.experiments.ipynb #e83828a1
+def metrics_table(
+    exp:Experiment, # Gives the rows
+    records:list, # Records of runs that segment
+    preset:str, # Which preset's records
+    split:str|None=None, # 'test' or 'valid'; default: as `scored_part` says
+    metrics=('iou','dice','fn_rate','fp_rate','hd95'), # Some of `SEGMENT_METRICS`
+    boots:int=2000, # Bootstrap draws
+    **kw, # `per` and `mask`, as for `compare`
+)->pd.DataFrame: # Strings, indexed by model
+    "Mean and 95 % interval of each metric; beside HD95 the cases and images in which nothing was found though something was there"
+    dfs,cols = {m:compare(exp, records, preset, split, boots, m, **kw) for m in metrics},{}
+    for m,df in dfs.items():
+        f = '.2f' if m=='hd95' else '.3f'
+        cols[_metric_name(m, True)] = ['–' if pd.isna(v) else f'{v:{f}} ({l:{f}} to {h:{f}})' for v,l,h in zip(df[m], df[f'{m}_low'], df[f'{m}_high'])]
+        if m=='hd95' and 'missed_images' in df: cols['missed cases (images)'] = ['–' if pd.isna(a) else f'{a:.4g} ({b:.4g})' for a,b in zip(df.missed_cases, df.missed_images)]
+    return pd.DataFrame(cols, pd.Index(exp.rows, name='model'))
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #3e13481a
 def pool(

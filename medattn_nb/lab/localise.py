@@ -6,10 +6,10 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.localise.html.md"""
 
 # %% auto #0
 __all__ = ['CAM_SCORES', 'seen', 'overlap', 'pixel_precision', 'cam_scores', 'grid_bound', 'mask_at_grid', 'prior_maps',
-           'score_key', 'localise', 'sign_flip_test', 'compare_localisation', 'show_localisation',
-           'localisation_answer', 'localisation_figure', 'best_models', 'figure7']
+           'score_key', 'localise', 'compare_localisation', 'show_localisation', 'localisation_answer',
+           'localisation_figure', 'best_models', 'figure7']
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #6246141f
+# %% ../../nbs/lab/35_lab.localise.ipynb #ad2bd709
 import numpy as np
 import pandas as pd
 import torch
@@ -21,11 +21,12 @@ from ..core import ArgumentError,ResultError,ShapeError,derive_seed
 from ..data.datasets import Data
 from ..figures import OKABE_ITO
 from .training import BatchDL,Recipe
-from .experiments import _describe,_final,_num,_p
+from .experiments import _describe,_draws,_final,_num,_p,_same_data,sign_flip_test
 from .explain import CamResult,_pairs,cam_figure,gradcam,localisation,random_weights
 from .ledger import environment,make_record,peak_memory
+from .segmentation import _mean,_weights
 from .report import _plain,_tidy,load_trained
-from ..metrics import _n_draws,_resample,_strata,holm
+from ..metrics import holm
 from fastai.learner import Learner
 
 # %% ../../nbs/lab/35_lab.localise.ipynb #702f6114
@@ -195,13 +196,6 @@ def _as_run(run):
     if isinstance(run, Recipe): return dict(paper='adhoc', table='adhoc', row=' + '.join(filter(None, (run.model,run.attention))), preset='laptop', recipe=run.to_dict(), data=None)
     return run
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #f2d77a33
-def _same_data(run, train):
-    "Raise `ResultError` unless `train` is what the run was trained on"
-    was = run['data']
-    if was and (was['fingerprint'],was['split_fingerprint'])!=(train.fingerprint,train.split_fingerprint):
-        raise ResultError('train', train.info.name, f"the images or the split differ from those that {run['row']} (seed {run['recipe']['seed']}) was trained on, and so would the normalisation; restore them")
-
 # %% ../../nbs/lab/35_lab.localise.ipynb #0078b3c3
 def score_key(
     name:str, # Name of the evaluated data set
@@ -295,34 +289,6 @@ def _stack(by, layer, target, metric, blank):
     _,y,_,groups = next(iter(got.values()))[0]
     return {k:np.stack([o[0] for o in v]) for k,v in got.items()},y,{k:float(np.mean([o[2].mean() for o in v])) for k,v in got.items()},groups
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #5c2106ed
-def _mean(V, axis=None):
-    "Mean without nan; nan where there is nothing else"
-    n = (~np.isnan(V)).sum(axis)
-    return np.divide(np.nansum(V, axis), n, out=np.full(np.shape(n), np.nan), where=n>0)
-
-# %% ../../nbs/lab/35_lab.localise.ipynb #37ee7ae8
-def _draws(V, W, rng):
-    "Mean of scores (runs,n) in each draw of images, `W` (draws,n), and of runs"
-    n = W@(~np.isnan(V)).T
-    per = np.divide(W@np.nan_to_num(V).T, n, out=np.full(n.shape, np.nan), where=n>0)  # draws runs
-    return np.take_along_axis(per, rng.integers(len(V), size=per.shape), 1).mean(1)
-
-# %% ../../nbs/lab/35_lab.localise.ipynb #b27f9057
-def sign_flip_test(
-    d, # Paired differences (n,); nan are left out
-    groups=None, # Group of each (patient): flipped whole
-    n:int=9999, # Random flips; all 2**groups of them where these are no more
-    seed:int=0, # Of the flips
-)->float: # From above 0 to 1
-    "Two-sided p-value of 'the differences are as likely positive as negative', by flipping signs"
-    d = np.asarray(d, float); k = ~np.isnan(d)
-    g = np.unique(np.arange(len(d))[k] if groups is None else np.asarray(groups)[k], return_inverse=True)[1]
-    s = np.bincount(g, d[k])
-    if 2**min(len(s), 40)<=n: S = 1-2*(np.arange(2**len(s))[:,None]>>np.arange(len(s))&1)
-    else: S = np.r_[np.ones((1,len(s))), np.random.default_rng(seed).choice((-1.,1.), (n,len(s)))]
-    return float((np.abs(S@s)>=abs(s.sum())*(1-1e-9)-1e-12).mean())
-
 # %% ../../nbs/lab/35_lab.localise.ipynb #4fded58d
 def _against(V, D, k, base, groups, level):
     "Difference of row `k` from row `base`, its interval and p"
@@ -330,7 +296,7 @@ def _against(V, D, k, base, groups, level):
     lo,hi = np.nanquantile(D[k]-D[base], [(1-level)/2,(1+level)/2])
     return dict(diff=_mean(V[k], 1).mean()-_mean(V[base], 1).mean(), low=lo, high=hi, p=sign_flip_test(_mean(V[k], 0)-_mean(V[base], 0), groups))
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #ce52221a
+# %% ../../nbs/lab/35_lab.localise.ipynb #af1ffef9
 def compare_localisation(
     records:list, # As from `localise`, all of one evaluated set
     layer:str='layer4.1', # Layer of the maps
@@ -346,10 +312,9 @@ def compare_localisation(
     "Mean score of each model over images and runs, and its differences from the baseline and from random weights"
     by = _grouped(records, rows, random)
     V,y,zeros,groups = _stack(by, layer, target, metric, blank)
-    base,rng = baseline or next(iter(V)),np.random.default_rng(0)
+    base = baseline or next(iter(V))
     if base not in V: raise ArgumentError('baseline', base, f"choose from {', '.join(V)}")
-    strata = _strata(len(y), groups)
-    W = np.stack([np.bincount(_resample(strata, rng), minlength=len(y)) for _ in range(_n_draws(boots))]).astype(float)
+    W = _weights(len(y), groups, boots)
     D = {k:_draws(v, W, np.random.default_rng(derive_seed('runs', k))) for k,v in V.items()}
     def one(k, v):
         per,(lo,hi) = _mean(v, 1),np.nanquantile(D[k], [(1-level)/2,(1+level)/2])

@@ -6,14 +6,16 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.segmentation.html.md"""
 
 # %% auto #0
 __all__ = ['BINS', 'SEGMENT_METRICS', 'LOWER_IS_BETTER', 'rim_distance', 'segment_scores', 'segment_values', 'segment_metrics',
-           'left_out', 'join_folds']
+           'left_out', 'join_folds', 'boundary_curve', 'boundary_figure', 'overlay_figure', 'attacked', 'evaluate_run']
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #3d9ca312
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #da122b8a
 from collections import defaultdict
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
@@ -21,7 +23,7 @@ from ..core import ArgumentError,ResultError,ShapeError,derive_seed
 from ..data.datasets import Data
 from ..figures import OKABE_ITO,_image
 from .ledger import environment,make_record,peak_memory
-from .training import MaskDL,MaskLoss,Recipe,part_of
+from .training import MaskDL,MaskLoss,Recipe,_unit,part_of
 from ..metrics import _n_draws,_resample,_strata
 from ..segmetrics import _box,_over,confusion_counts,dice,fn_rate,fp_rate,hd95,jaccard
 from fastai.learner import Learner
@@ -114,6 +116,12 @@ def _swapped(o, s):
     tp,fp,fn = (np.array(o[k]) for k in ('tp','fp','fn'))
     return dict(tp=s['size'][0]*s['size'][1]-tp-fp-fn, fp=fn, fn=fp)
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #5e477c3a
+def _weights(n, groups, boots):
+    "How often each of `n` units is in each bootstrap draw of their groups, (draws,n)"
+    strata,rng = _strata(n, groups),np.random.default_rng(0)
+    return np.stack([np.bincount(_resample(strata, rng), minlength=n) for _ in range(_n_draws(boots))]).astype(float)
+
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #7bf359d1
 def _summed(v, unit, n): return np.bincount(unit, v, n)
 
@@ -126,6 +134,14 @@ def _distance(o, unit, n):
     "Mean HD95 of each unit over its images that have one"
     v = np.array([np.nan if d is None else d for d in o['hd95']], float)
     return _over(_summed(np.nan_to_num(v), unit, n), _summed(~np.isnan(v), unit, n))
+
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #2ac47eec
+def _of_split(record, split):
+    "The scores of a split of a record (or scores themselves)"
+    if 'masks' in record: return record
+    s = record['scores'].get(split)
+    if s is None or 'masks' not in s: raise ResultError('record', f"{record['row']}, seed {record['seed']}", f'it has no segmentation scores of {split!r}')
+    return s
 
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #be8b7ad2
 def segment_values(
@@ -146,15 +162,7 @@ def segment_values(
         V = [_of_counts[metric](_table(*o)) for o in (np.sum(parts, 0)[None] if mask=='micro' else parts)]
     return pd.Series(_mean(V, 0), names, name=metric)
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #2ac47eec
-def _of_split(record, split):
-    "The scores of a split of a record (or scores themselves)"
-    if 'masks' in record: return record
-    s = record['scores'].get(split)
-    if s is None or 'masks' not in s: raise ResultError('record', f"{record['row']}, seed {record['seed']}", f'it has no segmentation scores of {split!r}')
-    return s
-
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #1484b1f7
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #b64a3d5b
 def segment_metrics(
     scores:dict, # As from `segment_scores`
 )->dict: # Metric -> value: means over cases, pooled IoU and Dice, counts behind HD95; with several masks also 'metric:mask'
@@ -166,13 +174,16 @@ def segment_metrics(
 
 def left_out(
     scores:dict, # As from `segment_scores`
-)->dict: # hd95_images, hd95_missed (truth without prediction), hd95_invented (the reverse), hd95_empty (neither); with several masks their sums
+    mask:str|None=None, # One mask; default: the sums over all
+)->dict: # hd95_images, hd95_missed (truth without prediction), hd95_invented (the reverse), hd95_empty (neither), hd95_missed_cases (truth, and no image with a prediction on it)
     "How many images HD95 is a mean of, and how many it leaves out for which reason"
-    n = np.zeros(4, int)
-    for o in (scores['masks'][k] for k in scores['names']):
+    n,names = np.zeros(5, int),[mask] if mask in scores['names'] else scores['names']
+    for k in names:
+        o = scores['masks'][k]
         t,p = (np.add(o['tp'], o[k])>0 for k in ('fn','fp'))
-        n += [(t&p).sum(),(t&~p).sum(),(~t&p).sum(),(~t&~p).sum()]
-    return dict(zip(('hd95_images','hd95_missed','hd95_invented','hd95_empty'), n.tolist()))
+        case = np.unique(scores['group'], return_inverse=True)[1]
+        n += [(t&p).sum(),(t&~p).sum(),(~t&p).sum(),(~t&~p).sum(),len(set(case[t])-set(case[t&p]))]
+    return dict(zip(('hd95_images','hd95_missed','hd95_invented','hd95_empty','hd95_missed_cases'), n.tolist()))
 
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #f3e93c08
 def join_folds(
@@ -202,3 +213,161 @@ def _chained(parts):
     chain = {k:one(*(s[k] for s in parts)) for k in parts[0] if k in ('file','label','group','score')}
     if 'masks' in parts[0]: chain['masks'] = {m:{k:one(*(s['masks'][m][k] for s in parts)) for k in o} for m,o in parts[0]['masks'].items()}
     return {**parts[0], **chain}
+
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #98680c01
+def boundary_curve(
+    records:list, # Records of runs that segment, of one table
+    split:str='test', # Which images
+    mask:str|None=None, # Which mask; default: the pixels of all masks together
+    rows=None, # Row names in order; default: as they come
+    boots:int=1000, # Bootstrap draws
+)->pd.DataFrame: # One row a model and bin: model, begin, end (pixels from the boundary), rate, low, high, pixels (of one run), cases
+    "Share of the true pixels that were missed, by their distance from the true boundary"
+    by = defaultdict(list)
+    for r in join_folds(records): by[r['row']].append(r)
+    for k in rows or (): 
+        if k not in by: raise ArgumentError('rows', k, f"there are records of {', '.join(by)}")
+    return pd.DataFrame([o for k in rows or by for o in _curve(k, [_depth_counts(r, split, mask) for r in by[k]], boots)])
+
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #51151c17
+def _depth_counts(record, split, mask):
+    "True and missed pixels of each case, (cases,2,bins); cases in the order of their names"
+    s = _of_split(record, split)
+    if mask is not None and mask not in s['names']: raise ArgumentError('mask', mask, f"choose from {', '.join(s['names'])}")
+    rims = [s['masks'][k]['rim'] for k in ([mask] if mask else s['names'])]
+    names = sorted({c for o in rims for c in o})
+    out = np.zeros((len(names),2,len(BINS)))
+    for o in rims:
+        for c,v in o.items(): out[names.index(c),:,:len(v[0])] += v
+    return out
+
+def _curve(name, runs, boots):
+    "The rows of `boundary_curve` for one model, from the depth counts of its runs"
+    if not len(runs[0]): raise ResultError('records', name, 'there is no true pixel in these images')
+    W,rng = _weights(len(runs[0]), None, boots),np.random.default_rng(derive_seed('runs', name))
+    drawn = np.stack([_over(W@o[:,1], W@o[:,0]) for o in runs], 1) # draws runs bins
+    pick = rng.integers(len(runs), size=(len(W),len(runs)))
+    lo,hi = np.nanquantile(np.take_along_axis(drawn, pick[...,None], 1).mean(1), [.025,.975], axis=0) if boots else (None,None)
+    rate = np.mean([_over(o[:,1].sum(0), o[:,0].sum(0)) for o in runs], 0)
+    n,end = runs[0][:,0],[*BINS[1:],np.inf]
+    return [dict(model=name, begin=b, end=e, rate=rate[i], low=lo[i], high=hi[i], pixels=int(n[:,i].sum()), cases=int((n[:,i]>0).sum())) for i,(b,e) in enumerate(zip(BINS, end)) if n[:,i].any()]
+
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #bdb181a2
+def boundary_figure(
+    curve:pd.DataFrame, # As from `boundary_curve`
+)->Figure: # Pass it to `show_fig`
+    "The share of true pixels missed at each distance from the boundary, a line a model, with intervals"
+    fig = Figure(figsize=(5.6, 3.2), layout='constrained'); ax = fig.subplots()
+    at,models = {b:i for i,b in enumerate(sorted(curve.begin.unique()))},list(dict.fromkeys(curve.model))
+    for i,m in enumerate(models):
+        o = curve[curve.model==m]; x = o.begin.map(at)+(i-(len(models)-1)/2)*.6/max(len(models), 4)
+        ax.errorbar(x, o.rate, yerr=[(o.rate-o.low).clip(lower=0),(o.high-o.rate).clip(lower=0)], color=OKABE_ITO[i%7], ls=_dashes[i%4], marker='o', ms=4, capsize=2, lw=1.5, elinewidth=.9, label=str(m).replace('$', r'\$'))
+    ends = curve.drop_duplicates('begin').set_index('begin').end
+    ax.set(xticks=range(len(at)), xticklabels=[f'{b} to {ends[b]:g}' if np.isfinite(ends[b]) else f'over {b}' for b in at], xlabel='distance from the true boundary (pixels)', ylabel='share of true pixels missed')
+    ax.set_ylim(0, None); ax.grid(axis='y', color='.88'); ax.set_axisbelow(True)
+    for o in ('top','right'): ax.spines[o].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
+    return fig
+
+_dashes = '-','--','-.',':'
+
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #1b718949
+def overlay_figure(
+    images, # Images as for `show_images`: (H,W), (H,W,3), (1,H,W) or (3,H,W) each
+    truth, # True masks (H,W), one each
+    pred, # Predicted masks (H,W), one each
+    titles=None, # A title for each
+    ncols:int=4, # Images in a row
+    size:float=1.7, # Width of one image in inches
+    alpha:float=.55, # Opacity of the colours
+)->Figure: # Pass it to `show_fig`
+    "Images with found, missed and invented pixels, both outlines, and the numbers of each"
+    n = len(images)
+    if not n==len(truth)==len(pred): raise ArgumentError('pred', f'{len(pred)} of them', f'give a true and a predicted mask for each of the {n} images')
+    nc = min(ncols, n); nr = -(-n//nc)
+    fig = Figure(figsize=(max(nc*size, 4.6), nr*(size+.55)+.3), layout='constrained')
+    axs = fig.subplots(nr, nc, squeeze=False).flat
+    for ax,im,t,p,title in zip(axs, images, truth, pred, titles or ['']*n): _overlay(ax, _image(im), *(np.asarray(o, bool) for o in (t,p)), title, alpha)
+    for ax in list(axs): ax.axis('off')
+    fig.legend(handles=[Patch(color=c, alpha=alpha, label=k) for k,c in _marks.items()]+[Line2D([], [], color='.75', lw=1.6, label='true outline'),Line2D([], [], color='k', ls='--', lw=1.2, label='predicted outline')],
+        loc='outside lower center', ncols=3, frameon=False, fontsize=8)
+    return fig
+
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #9c6f09e6
+_marks = dict(found=OKABE_ITO[6], missed=OKABE_ITO[0], invented=OKABE_ITO[3])
+
+def _overlay(ax, im, t, p, title, alpha):
+    "One image with its masks"
+    if t.shape!=p.shape or t.shape!=im.shape[:2]: raise ShapeError('pred', p, f'expected masks of the size of the image, {im.shape[:2]}')
+    ax.imshow(im if im.ndim==2 else im.mean(2), cmap='gray')
+    colour = np.zeros((*t.shape,4))
+    for k,m in zip(_marks, (t&p,t&~p,p&~t)): colour[m] = to_rgba(_marks[k], alpha)
+    ax.imshow(colour)
+    for m,kw in ((t, dict(colors='w', linewidths=1.3)),(p, dict(colors='k', linewidths=.9, linestyles='dashed'))):
+        if m.any() and not m.all(): ax.contour(m.astype(float), [.5], **kw)
+    ax.set(xticks=[], yticks=[], title=title)
+    ax.set_xlabel(_said(t, p), fontsize=8)
+    ax.title.set_fontsize(9)
+
+def _said(t, p):
+    "IoU and shares of an image, in words"
+    if not t.any(): return f'no truth, {p.sum()} pixels invented' if p.any() else 'nothing there, nothing found'
+    return f'IoU {(t&p).sum()/(t|p).sum():.2f}\nmissed {100*(t&~p).sum()/t.sum():.0f} %, invented {100*(p&~t).sum()/t.sum():.0f} %'
+
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #f98d1900
+def attacked(
+    learn:Learner, # As from `load_trained` or `fit`
+    x:Tensor, # Images (B,C,H,W) as the network gets them
+    y:Tensor, # True masks (B,M,H,W)
+    eps:float=.2, # Step, in units of `x`
+    clamp:tuple|None=None, # Smallest and largest value afterwards; (0,1) as the released code
+)->Tensor: # (B,C,H,W)
+    "The images moved by one signed gradient step that raises the run's own loss"
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        grad, = torch.autograd.grad(learn.loss_func(learn.model(x), y), x)
+    x = x.detach()+eps*grad.sign()
+    return x if clamp is None else x.clamp(*clamp)
+
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #3d9fd1dc
+def _decided(learn, dl, attack, clamp, threshold):
+    "Predicted masks (n,M,H,W) for the batches of `dl`"
+    learn.model.eval(); out = []
+    for x,y in dl:
+        x = attacked(learn, x, y, attack, clamp) if attack else x
+        with torch.no_grad(): out.append(learn.loss_func.decodes(learn.loss_func.activation(learn.model(x)), threshold).cpu())
+    return torch.cat(out).numpy()
+
+def _others(learn, recipe, data):
+    "All images of `data`, prepared as those that `learn` was trained on"
+    dl = learn.dls.train
+    return MaskDL(data.tensors(recipe.size, recipe.preprocess, recipe.channels), recipe.mask_tensors(data), recipe.batch_size, stats=dl.stats, channels_last=dl.channels_last, device=dl.device)
+
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #1c014207
+def evaluate_run(
+    run:dict, # Record of a finished run that segments
+    checkpoints, # Folder of checkpoints
+    data:Data|None=None, # Other images with the same masks, all of which are scored; default: the run's own
+    train:Data|None=None, # What the run was trained on, as from `Recipe.load`; default: load it
+    root=None, # Folder of the real data sets, where `train` is not given
+    split:str='test', # Which of the run's own images
+    attack:float|None=None, # Step of the fast gradient sign method; `None` for clean images
+    clamp:tuple|None=None, # Range of the attacked images; (0,1) as the released code
+    threshold:float=.5, # Of probabilities, in the mode 'multilabel'
+    table:str|None=None, # Name of the table; default: the run's and '-attacked' or '-evaluated'
+    device='cpu', # As for `pick_device`
+)->dict: # A record for the `Ledger`; its scores are those of 'test', or of `split`
+    "Score a finished run once more"
+    from medattn_nb.lab.experiments import _describe,_same_data
+    from medattn_nb.lab.report import load_trained
+    recipe = Recipe.from_dict(run['recipe'])
+    if recipe.task!='segment': raise ArgumentError('run', run['row'], 'this run does not segment')
+    train = recipe.load(root) if train is None else train
+    _same_data(run, train)
+    learn = load_trained(recipe, checkpoints, train, device=device)
+    if data is None: dl,items = part_of(learn, split),train.items[train.items.split==split]
+    else: split,dl,items = 'test',_others(learn, recipe, data),data.items
+    scores = segment_scores(_decided(learn, dl, attack, clamp, threshold), dl.y, items, recipe.mask_names(train), recipe.mode, threshold)
+    if attack: scores |= dict(attack=attack, clamp=list(clamp) if clamp else None)
+    return make_record(paper=run['paper'], table=table or f"{run['table']}-{'attacked' if attack else 'evaluated'}", row=run['row'], preset=run['preset'], recipe=recipe.to_dict(), recipe_hash=recipe.hash, seed=recipe.seed,
+        data=_describe(train if data is None else data), metrics={split:segment_metrics(scores)}, history=[], scores={split:scores}, parameters=run['parameters'], seconds=0., memory_mb=peak_memory(device), resumed=0, environment=environment(learn.dls.device))
