@@ -8,7 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.report.html.md"""
 __all__ = ['pick_records', 'answer', 'run_aucs', 'auc_figure', 'curves_figure', 'roc_figure', 'sample_figure', 'load_trained',
            'CamStudy', 'cam_study', 'localisation_table', 'study_figure', 'write_report']
 
-# %% ../../nbs/lab/40_lab.report.ipynb #53d68f44
+# %% ../../nbs/lab/40_lab.report.ipynb #9c53d450
 import re,struct
 from collections import defaultdict
 from html import escape
@@ -23,12 +23,13 @@ from matplotlib.ticker import FuncFormatter,LogLocator,MaxNLocator,NullFormatter
 from ..core import MedattnError,ResultError
 from ..data.datasets import Data
 from ..figures import OKABE_ITO,fig_png,png_uri,show_images
-from .experiments import Experiment,compare,scored_part,show_table
-from .training import Recipe,checkpoint_path
+from .experiments import Experiment,_metric_name,_task,compare,metrics_table,scored_part,show_table
+from .segmentation import LOWER_IS_BETTER,boundary_curve,boundary_figure,join_folds,overlay_figure,segment_values
+from .training import Recipe,checkpoint_path,part_of,predict_masks
 from ..metrics import metric_values,roc_curve
 from fastai.learner import Learner
 
-# %% ../../nbs/lab/40_lab.report.ipynb #91dde5dd
+# %% ../../nbs/lab/40_lab.report.ipynb #a45feca8
 def pick_records(
     exp:Experiment, # Gives the order of the rows
     records:list, # As from `run_experiment` or `Ledger.records`
@@ -37,64 +38,70 @@ def pick_records(
     "The records of `exp` with this preset"
     rows = list(exp.rows)
     mine = [r for r in records if (r['paper'],r['table'],r['preset'])==(exp.paper,exp.table,preset) and r['row'] in rows]
-    return sorted(mine, key=lambda r: (rows.index(r['row']), r['seed'], r['created']))
+    return sorted(mine, key=lambda r: (rows.index(r['row']), r['seed'], r['recipe'].get('fold', 0), r['created']))
 
 # %% ../../nbs/lab/40_lab.report.ipynb #5e12e8ed
 def _signed(v): return f'{v:+.3f}'.replace('-', '−')
 def _p(v): return 'not defined' if pd.isna(v) else 'below 0.001' if v<.001 else f'{v:.3f}'
 def _and(names): return ' and '.join(filter(None, [', '.join(names[:-1]), *names[-1:]]))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #dc3e4687
-def _verdict(r, level=.05):
+# %% ../../nbs/lab/40_lab.report.ipynb #95e2d858
+def _verdict(r, level=.05, less=False):
     "'better', 'worse', 'unsure' (the images say so, the runs do not) or 'same'"
     if not r.p_holm<level: return 'same'
     if r.low<=0<=r.high: return 'unsure'
-    return 'better' if r['diff']>0 else 'worse'
+    return 'better' if (r['diff']>0)!=less else 'worse'
 
-# %% ../../nbs/lab/40_lab.report.ipynb #11e73cc3
-def _found(r, base):
+# %% ../../nbs/lab/40_lab.report.ipynb #4cf37b88
+def _found(r, base, name):
     "A clause on a model that differs"
     if r.verdict=='unsure': return f'{r.model} differs from {base} on these images alone (corrected p {_p(r.p_holm)}), but not once the training runs are redrawn as well'
-    return f"{r.model} is {r.verdict} than {base} (AUC {_signed(r['diff'])}, 95 % interval {_signed(r.low)} to {_signed(r.high)}, corrected p {_p(r.p_holm)})"
+    return f"{r.model} is {r.verdict} than {base} ({name} {_signed(r['diff'])}, 95 % interval {_signed(r.low)} to {_signed(r.high)}, corrected p {_p(r.p_holm)})"
 
-# %% ../../nbs/lab/40_lab.report.ipynb #9bc14843
+# %% ../../nbs/lab/40_lab.report.ipynb #5b9f7694
 def answer(
     df:pd.DataFrame, # As from `compare`
     n:int, # Number of images compared
     split:str='test', # Which images they are
 )->str: # One sentence, or two
     "What the comparison says, in words"
-    base,ran,where = df.model[0],df[df.runs>0],f'on these {n} {split} images'
+    base,ran,where,m = df.model[0],df[df.runs>0],f'on these {n} {split} images',df.attrs.get('metric', 'auc')
+    name = _metric_name(m)
     if df.runs[0]==0: return f'Nothing can be compared yet: {base}, the baseline, has no finished run.'
     rows = ran.iloc[1:]
-    if not len(rows): return f'Nothing can be compared yet: only {base}, the baseline, was run (AUC {df.auc[0]:.3f} {where}).'
-    rows = rows.assign(verdict=[_verdict(r) for _,r in rows.iterrows()])
+    if not len(rows): return f'Nothing can be compared yet: only {base}, the baseline, was run ({name} {df[m][0]:.3f} {where}).'
+    rows = rows.assign(verdict=[_verdict(r, less=m in LOWER_IS_BETTER) for _,r in rows.iterrows()])
     yes,no = rows[rows.verdict!='same'],rows[rows.verdict=='same'].model.tolist()
     if not len(yes):
         who = f'{no[0]} does not differ' if len(no)==1 else f'None of the {len(no)} models compared differs'
-        return f"{who} from {base} by more than chance allows {where} ({'smallest ' if len(no)>1 else ''}corrected p {_p(rows.p_holm.min())}). " + _room(rows) + _single(ran)
+        return f"{who} from {base} by more than chance allows {where} ({'smallest ' if len(no)>1 else ''}corrected p {_p(rows.p_holm.min())}). " + _room(rows, name) + _single(ran)
     rest = f" {_and(no)} {'does' if len(no)==1 else 'do'} not differ from it by more than chance allows." if no else ''
-    return f"{'; '.join(_found(r, base) for _,r in yes.iterrows())}, {where}.{rest}" + _single(ran)
+    return f"{'; '.join(_found(r, base, name) for _,r in yes.iterrows())}, {where}.{rest}" + _single(ran)
 
 # %% ../../nbs/lab/40_lab.report.ipynb #1fb04d18
 def _single(rows):
     "A warning where a model was trained once"
     return ' Some of these are single runs: their intervals do not contain the chance in training.' if (rows.runs<2).any() else ''
 
-# %% ../../nbs/lab/40_lab.report.ipynb #45163ccb
-def _room(rows):
+# %% ../../nbs/lab/40_lab.report.ipynb #21251147
+def _room(rows, name):
     "What the intervals leave open"
-    return f'Differences in AUC from {_signed(rows.low.min())} to {_signed(rows.high.max())} remain possible.'
+    return f'Differences in {name} from {_signed(rows.low.min())} to {_signed(rows.high.max())} remain possible.'
 
-# %% ../../nbs/lab/40_lab.report.ipynb #4e3f1dfe
+# %% ../../nbs/lab/40_lab.report.ipynb #32f569d1
 def run_aucs(
     records:list, # As from `pick_records`
     split:str='test', # Which images
-)->dict: # Row name -> AUC of each run
-    "The AUC of every run, from its scores; of more than two classes the macro mean"
+)->dict: # Row name -> AUC (of masks: IoU) of each run
+    "The AUC of every run, from its scores; of more than two classes the macro mean; of masks the mean IoU of its cases"
     by = defaultdict(list)
-    for r in records: by[r['row']].append(metric_values(r['scores'][split]['label'], [r['scores'][split]['score']])[0])
+    for r in join_folds(records): by[r['row']].append(_run_value(r, split))
     return {k:np.array(v) for k,v in by.items()}
+
+def _run_value(r, split):
+    "The number that stands for a run"
+    s = r['scores'][split]
+    return segment_values(r, split).mean() if 'masks' in s else metric_values(s['label'], [s['score']])[0]
 
 # %% ../../nbs/lab/40_lab.report.ipynb #ad285cd2
 _lines = '-','--','-.',':'
@@ -112,7 +119,7 @@ def _interval(ax, i, r):
     "The difference from the baseline with its interval, in line `i`"
     ax.errorbar([r['diff']], [i], xerr=[[max(r['diff']-r.low, 0)],[max(r.high-r['diff'], 0)]], fmt='o', ms=6, capsize=4, lw=1.8, color=_style(i)['color'])
 
-# %% ../../nbs/lab/40_lab.report.ipynb #d8e5c083
+# %% ../../nbs/lab/40_lab.report.ipynb #680dfd16
 def auc_figure(
     df:pd.DataFrame, # As from `compare`
     aucs:dict, # As from `run_aucs`
@@ -125,9 +132,10 @@ def auc_figure(
         else: left.text(.5, i, 'not run', transform=left.get_yaxis_transform(), ha='center', va='center', color='.4')
         if pd.notna(r['diff']): _interval(right, i, r)
         elif i==0 and r.runs: right.text(.02, i, 'baseline', transform=right.get_yaxis_transform(), va='center', color='.4')
-    left.set(yticks=range(len(df)), yticklabels=[_plain(m) for m in df.model], ylim=(len(df)-.5, -.5), xlabel='AUC of each run; bar: mean')
+    name = _metric_name(df.attrs.get('metric', 'auc'))
+    left.set(yticks=range(len(df)), yticklabels=[_plain(m) for m in df.model], ylim=(len(df)-.5, -.5), xlabel=f'{name} of each run; bar: mean')
     right.axvline(0, color='.4', lw=1)
-    right.set_xlabel('difference in AUC, 95 % interval')
+    right.set_xlabel(f'difference in {name}, 95 % interval')
     for ax in (left,right): _tidy(ax, 'x')
     return fig
 
@@ -160,6 +168,9 @@ def _curve(ax, records, key, name, style):
     if hs.shape[1]>1: ax.plot(hs.index, hs, color=style['color'], alpha=.3, lw=.8)
     ax.plot(hs.index, hs.mean(axis=1), label=_plain(name), lw=1.8, marker=mark, ms=4, **style)
 
+# %% ../../nbs/lab/40_lab.report.ipynb #9a4dacb9
+def _key(records): return 'iou' if records and 'iou' in records[0]['history'][-1] else 'auc'
+
 # %% ../../nbs/lab/40_lab.report.ipynb #fb345594
 def _log_axis(ax):
     "A logarithmic y axis with plain numbers, more of them where the range is small"
@@ -169,15 +180,16 @@ def _log_axis(ax):
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v,_: f'{v:g}'))
     ax.yaxis.set_minor_formatter(NullFormatter())
 
-# %% ../../nbs/lab/40_lab.report.ipynb #2bcd7b34
+# %% ../../nbs/lab/40_lab.report.ipynb #53aade5a
 def curves_figure(
     records:list, # As from `pick_records`
     rows=None, # Row names in the order of their colours; default: as they come
 )->Figure: # Pass it to `show_fig`
-    "Training loss and validation AUC by epoch, a line a model"
+    "Training loss and validation AUC (of masks: IoU) by epoch, a line a model"
     fig = Figure(figsize=(7.2, 3), layout='constrained')
     axs = fig.subplots(1, 2)
-    for ax,key,label in zip(axs, ('train_loss','auc'), ('training loss (smoothed), log scale','AUC of the validation images')):
+    key = _key(records)
+    for ax,key,label in zip(axs, ('train_loss',key), ('training loss (smoothed), log scale',f'{_metric_name(key)} of the validation images')):
         for name,(i,rs) in _by_row(records, rows).items(): _curve(ax, rs, key, name, _style(i))
         ax.set(xlabel='epochs', ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -374,21 +386,31 @@ def _banner(records):
     if not any(r['data']['synthetic'] for r in records): return ''
     return _tag('p', '<strong>Phantoms:</strong> synthetic images; says nothing about patients.', class_='banner', role='note')
 
-# %% ../../nbs/lab/40_lab.report.ipynb #9732ab50
+# %% ../../nbs/lab/40_lab.report.ipynb #578e6961
+def _masks_only(records): return bool(records) and 'masks' in next(iter(records[0]['scores'].values()))
+
+def _compared(records, split):
+    "Number of images compared"
+    whole = join_folds(records)
+    return len(whole[0]['scores'][split]['label']) if whole else 0
+
+# %% ../../nbs/lab/40_lab.report.ipynb #1fdafe94
 def _top(exp, records, preset, df, split):
     "Title, answer, preset and note"
-    n = len(records[0]['scores'][split]['label']) if records else 0
+    n = _compared(records, split)
     made = f"{len(records)} run{'s'*(len(records)!=1)}, the last finished on {max(r['created'] for r in records)[:10]}." if records else 'No finished runs.'
     parts = [_tag('h1', escape(exp.title)), _para(f'{exp.name} · {made}', class_='sub'), _banner(records), _para(answer(df, n, split), class_='answer'),
         _tag('p', f'<strong>Preset</strong> {escape(_presets[preset])}.', class_='fault' if preset=='smoke' else 'preset')]
     if exp.note: parts.append(_tag('p', f'<strong>What is smaller than, or differs from, the paper:</strong> {escape(exp.note)}'))
     return '\n'.join(filter(None, parts))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #4bde6f4d
+# %% ../../nbs/lab/40_lab.report.ipynb #610d8cb5
 _columns = {'AUC, mean (SD) of runs':'area under the ROC curve: the chance that a random sick image scores higher than a random healthy one, 0.5 by guessing; mean over the runs and their standard deviation',
     '95 % interval':'of that mean; it redraws the cases (whole patients where they are known) and the runs',
     'difference (95 % interval)':'mean AUC minus that of the baseline; the interval redraws the cases (whole patients where they are known) and the runs',
     'p (DeLong)':"DeLong's paired test on the same images; it does not count the chance in training",
+    'IoU, mean (SD) of runs':'intersection over union of true and predicted masks at a threshold of 0.5, mean over cases (the pixels of a case counted together), then over runs, with their standard deviation',
+    'p (sign flips)':'are the differences of the cases as likely positive as negative? A permutation test on the means over runs; it does not count the chance in training',
     'p (Holm)':'the same, corrected for the number of models compared',
     'parameters':'numbers that were trained', 'paper':'the value printed in the paper, where we know it',
     'status':"what our interval says about the paper's claim: undecided (it includes no difference, or there is one run only), direction only (the claimed sign, in another setting), matched (in the paper's own setting), contradicted (the other sign), not comparable (the paper says nothing about this model), not run"}
@@ -398,11 +420,11 @@ def _legend(df):
     "What the columns mean"
     return _tag('dl', ''.join(_tag('dt', escape(k)) + _tag('dd', escape(v[0].upper()+v[1:]) + '.') for k,v in _columns.items() if k in df))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #be1d4d45
+# %% ../../nbs/lab/40_lab.report.ipynb #2c815e3f
 def _claims(exp):
     "What the paper says of its rows, with the place"
     said = {1:'better than the baseline', -1:'worse than the baseline', None:'no claim'}
-    rows = [f"{k}: {said[o.direction]}{f', {o.value:.3f}' if o.value is not None else ''}{f' ({o.source})' if o.source else ''}" for k,o in exp.published.items()]
+    rows = [f"{k}{f', {m}' if m else ''}: {said[o.direction]}{f', {o.value:.3f}' if o.value is not None else ''}{f' ({o.source})' if o.source else ''}" for k,v in exp.published.items() for m,o in (v.items() if isinstance(v, dict) else [('',v)])]
     return _tag('p', 'The paper says: ' + escape('; '.join(rows)) + '.') if rows else ''
 
 # %% ../../nbs/lab/40_lab.report.ipynb #590abe6d
@@ -411,54 +433,73 @@ def _show(v):
     if isinstance(v, list): return ', '.join(map(_show, v)) or 'none'
     return {None:'none', True:'yes', False:'no'}.get(v, str(v)) if v is None or isinstance(v, bool) else str(v)
 
-# %% ../../nbs/lab/40_lab.report.ipynb #9402e2e2
+# %% ../../nbs/lab/40_lab.report.ipynb #03a0a124
 def _changed(exp, records, preset):
     "Fields in which the first run differs from the preset"
     if not records: return {}
     r = records[0]
-    plan = exp.presets[preset].replace(**exp.rows[r['row']]).to_dict()
-    return {k:v for k,v in r['recipe'].items() if k!='seed' and plan.get(k)!=v}
+    plan,k = exp.presets[preset].replace(**exp.rows[r['row']]),exp.folds.get(preset)
+    plan = (plan.replace(split='folds', folds=k) if k else plan).to_dict()
+    return {k:v for k,v in r['recipe'].items() if k not in ('seed','fold') and plan.get(k)!=v}
 
-# %% ../../nbs/lab/40_lab.report.ipynb #77ec830b
+# %% ../../nbs/lab/40_lab.report.ipynb #221af2b8
 def _faults(exp, records, preset):
     "Sentences about records that do not belong together"
     by = _by_row(records, exp.rows)
     if o:=_changed(exp, records, preset): yield f"These runs are not the preset {preset} as it stands: {_and([f'{k} = {_show(v)}' for k,v in o.items()])}."
-    seeds = {k:[r['seed'] for r in rs] for k,(_,rs) in by.items()}
+    seeds = {k:sorted({r['seed'] for r in join_folds(rs)}) for k,(_,rs) in by.items()}
     if len(set(map(tuple, seeds.values())))>1: yield 'Not every model has the same seeds: ' + '; '.join(f"{k} has {', '.join(map(str, v))}" for k,v in seeds.items()) + '.'
     if records and max(map(len, seeds.values()))==1: yield 'Every model was trained once, so the intervals do not count the chance in training: another seed may turn the order around.'
     if miss:=[k for k in exp.rows if k not in by]: yield f'Not run: {_and(miss)}.'
+    if part:=[f'{k}, seed {s}' for k,(_,rs) in by.items() for s in sorted({r['seed'] for r in rs}-set(seeds[k]))]: yield f'Left out until all folds are trained: {_and(part)}.'
 
-# %% ../../nbs/lab/40_lab.report.ipynb #78e97571
+# %% ../../nbs/lab/40_lab.report.ipynb #541aa7db
 def _comparison(exp, records, preset, df, split):
     t = show_table(df).replace('-', '−', regex=True)
     t.index = df.model
     faults = ''.join(_para(o, class_='fault') for o in _faults(exp, records, preset))
-    return f"<h2>Comparison</h2>\n{_table(t, f'AUC on the {split} images; the first row is the baseline.')}\n{faults}{_claims(exp)}\n<details open><summary>What the columns mean</summary>{_legend(t)}</details>"
+    name = _metric_name(df.attrs.get('metric', 'auc'))
+    return f"<h2>Comparison</h2>\n{_table(t, f'{name} on the {split} images; the first row is the baseline.')}\n{_more(exp, records, preset, split)}{faults}{_claims(exp)}\n<details open><summary>What the columns mean</summary>{_legend(t)}</details>"
 
-# %% ../../nbs/lab/40_lab.report.ipynb #720b15f4
+def _more(exp, records, preset, split):
+    "The other metrics of masks"
+    if not _masks_only(records): return ''
+    t = metrics_table(exp, records, preset, split, boots=300)
+    says = 'Means over cases and runs with 95 % intervals. Rates are shares of the true pixels (FN) and of all others (FP); HD95 is the 95th percentile of the distance of the outlines, in pixels of the input. It leaves out images without a true or a predicted pixel: beside it, the cases and images in which nothing was found though something was there (mean over runs).'
+    return _table(t, 'All metrics of the masks.') + _para(says)
+
+# %% ../../nbs/lab/40_lab.report.ipynb #c77f5a89
 def _auc_alt(df):
-    rows = [f"{r.model} mean AUC {r.auc:.3f}" + (f", difference {_signed(r['diff'])}, interval {_signed(r.low)} to {_signed(r.high)}" if pd.notna(r['diff']) else '') for _,r in df[df.runs>0].iterrows()]
+    m = df.attrs.get('metric', 'auc')
+    rows = [f"{r.model} mean {_metric_name(m)} {r[m]:.3f}" + (f", difference {_signed(r['diff'])}, interval {_signed(r.low)} to {_signed(r.high)}" if pd.notna(r['diff']) else '') for _,r in df[df.runs>0].iterrows()]
     return 'Dots for the runs of each model and intervals of the difference from the baseline. ' + '; '.join(rows) + '.'
 
-# %% ../../nbs/lab/40_lab.report.ipynb #526e8d69
+# %% ../../nbs/lab/40_lab.report.ipynb #5767b4dc
 def _curves_alt(records):
     def last(rs, k): return np.nanmean([_history(r, k).iloc[-1] for r in rs])
-    rows = [f"{k} ends at training loss {last(rs, 'train_loss'):.3g}, validation AUC {last(rs, 'auc'):.3f}" for k,(_,rs) in _by_row(records).items()]
-    return 'Training loss and validation AUC by epoch. ' + '; '.join(rows) + '.'
+    key = _key(records); name = _metric_name(key)
+    rows = [f"{k} ends at training loss {last(rs, 'train_loss'):.3g}, validation {name} {last(rs, key):.3f}" for k,(_,rs) in _by_row(records).items()]
+    return f'Training loss and validation {name} by epoch. ' + '; '.join(rows) + '.'
 
 # %% ../../nbs/lab/40_lab.report.ipynb #61e1dbb7
 def _roc_alt(records, split):
     return 'ROC curves. ' + '; '.join(f'{k}, mean AUC {np.mean(v):.3f}' for k,v in run_aucs(records, split).items()) + '.'
 
-# %% ../../nbs/lab/40_lab.report.ipynb #5d9c4de0
+# %% ../../nbs/lab/40_lab.report.ipynb #9e138119
 def _plots(exp, records, df, split):
     "The three figures that need records alone"
     rows,done = list(exp.rows),[r for r in records if r['history']]
-    out = [_figure(auc_figure(df, run_aucs(records, split)), _auc_alt(df), f'AUC on the {split} images: every run, the mean of each model, and the difference from the baseline.')]
+    out = [_figure(auc_figure(df, run_aucs(records, split)), _auc_alt(df), f'{_metric_name(df.attrs["metric"])} on the {split} images: every run, the mean of each model, and the difference from the baseline.')]
     if done: out.append(_figure(curves_figure(done, rows), _curves_alt(done), 'Training, epoch by epoch. Heavy lines are means over the runs, faint ones single runs; the training loss is the running mean that fastai shows.'))
-    out.append(_figure(roc_figure(records, split, rows), _roc_alt(records, split), f'ROC on the {split} images. The diagonal is chance.'))
+    out.append(_tried(_boundary, records, split) if _masks_only(records) else _figure(roc_figure(records, split, rows), _roc_alt(records, split), f'ROC on the {split} images. The diagonal is chance.'))
     return '<h2>Runs</h2>\n' + ''.join(out)
+
+# %% ../../nbs/lab/40_lab.report.ipynb #654e3d05
+def _boundary(records, split):
+    "Where pixels were missed"
+    curve = boundary_curve(records, split, boots=300)
+    ends = [f"{m}: {o.rate.iloc[0]:.2f} beside the boundary, {o.rate.iloc[-1]:.2f} deepest inside" for m,o in curve.groupby('model', sort=False)]
+    return _figure(boundary_figure(curve), 'Share of true pixels missed by distance from the true boundary. ' + '; '.join(ends) + '.', f'Where pixels were missed: share of the true pixels of the {split} images by their distance from the true boundary, with 95 % intervals over cases and runs.')
 
 # %% ../../nbs/lab/40_lab.report.ipynb #7a512963
 def _load(record, root):
@@ -490,32 +531,59 @@ def _cams(records, checkpoints, data, split):
     t = _table(localisation_table(study), f'Does the map lie on the lesion? Means over {split} images of the class {data.classes[-1]}.')
     return fig + t + _para('Energy inside mask: the share of the map within the outline; a map that is equal everywhere has the share of the mask area. Maximum inside mask: how often the largest value lies within, beside the chance of a random pixel.')
 
+# %% ../../nbs/lab/40_lab.report.ipynb #21e16b7b
+def _spread_by(v, n=4):
+    "Positions of the worst, the best, and some evenly between, of values `v`"
+    k = np.argsort(np.where(np.isnan(v), np.inf, v), kind='stable')[:max(1, (~np.isnan(v)).sum())]
+    return k[np.unique(np.linspace(0, len(k)-1, min(n, len(k))).round().astype(int))]
+
+def _overlays(records, checkpoints, data, split, most=4):
+    "True and predicted masks of the same images, by one trained run of each model"
+    k,out = None,[]
+    recipes = _first_runs([r for r in records if r['recipe'].get('fold', 0)==0], checkpoints)
+    if not recipes: raise ResultError('checkpoints', Path(checkpoints).name, 'none of these runs has its weights there; run again and keep them')
+    for name,o in list(recipes.items())[:most]:
+        learn = load_trained(o, checkpoints, data)
+        p,dl = predict_masks(learn, split)[:,0],part_of(learn, split)
+        t = dl.y[:,0].cpu().numpy()
+        iou = [(a&b).sum()/(a|b).sum() if (a|b).any() else np.nan for a,b in zip(p, t)]
+        k = _spread_by(np.array(iou)) if k is None else k
+        ims = [np.asarray(_seen(x)) for x in dl.x[k].cpu()]
+        says = f"{name}: {o.mask_names(data)[0]} in {len(k)} images from worst to best of {next(iter(recipes))}; found yellow, missed blue, invented vermilion."
+        out.append(_figure(overlay_figure(ims, t[k], p[k]), says, says))
+    return ''.join(out)
+
+def _seen(x): return x if len(x) in (1,3) and x.dtype==torch.uint8 else x[:1].float()
+
 # %% ../../nbs/lab/40_lab.report.ipynb #a1731544
 def _tried(f, *args):
     "`f(*args)`, or a paragraph that says why it could not be made"
     try: return f(*args)
     except (MedattnError,ImportError) as e: return _para(f'Left out: {e}', class_='fault')
 
-# %% ../../nbs/lab/40_lab.report.ipynb #14700d15
+# %% ../../nbs/lab/40_lab.report.ipynb #8ed5595c
 def _pictures(records, checkpoints, root, split):
     "Everything that needs the images"
     if root is None and not records[0]['data']['synthetic']: return '<h2>Images</h2>\n' + _para('Real images are shown only when the folder of the data is given (--data-root).')
     try: data = _load(records[0], root)
     except MedattnError as e: return '<h2>Images</h2>\n' + _para(f'Left out: {e}', class_='fault')
-    cams = _tried(_cams, records, checkpoints, data, split) if checkpoints else _para('Left out: the weights of these runs were not kept.')
-    return _tried(_samples, data, split) + '<h2>Where the models look</h2>\n' + cams
+    what,f = ('What the models see',_overlays) if _masks_only(records) else ('Where the models look',_cams)
+    drawn = _tried(f, records, checkpoints, data, split) if checkpoints else _para('Left out: the weights of these runs were not kept.')
+    return _tried(_samples, data, split) + f'<h2>{what}</h2>\n' + drawn
 
-# %% ../../nbs/lab/40_lab.report.ipynb #cb39a2b4
+# %% ../../nbs/lab/40_lab.report.ipynb #cc94723d
 _fields = ['data','data_options','split','size','preprocess','augment','channels','model','attention','attention_options','where','init','keep_identity','weights','loss','optimiser',
     'lr','momentum','weight_decay','schedule','milestones','gamma','epochs','which_epoch','batch_size','amp','deterministic']
+_sometimes = ['task','masks','mode','reverse','loss_options','folds']
 
-# %% ../../nbs/lab/40_lab.report.ipynb #eef5252e
+# %% ../../nbs/lab/40_lab.report.ipynb #b9164788
 def _recipe(records):
     "The recipe's fields, by row where rows differ"
     def one(k):
         by = {r['row']:_show(Recipe.from_dict(r['recipe']).to_dict()[k]) for r in records}
         return next(iter(by.values())) if len(set(by.values()))==1 else '; '.join(f'{a}: {b}' for a,b in by.items())
-    return pd.DataFrame({'value':[one(k) for k in _fields]}, index=pd.Index(_fields, name='setting'))
+    fields = _fields + [k for k in _sometimes if any(getattr(Recipe.from_dict(r['recipe']), k)!=Recipe.__dataclass_fields__[k].default for r in records)]
+    return pd.DataFrame({'value':[one(k) for k in fields]}, index=pd.Index(fields, name='setting'))
 
 # %% ../../nbs/lab/40_lab.report.ipynb #b00eaaf5
 def _counts(record):
@@ -533,15 +601,19 @@ def _machine(records):
         'packages':each(lambda e: ', '.join(f'{k} {v}' for k,v in e['versions'].items() if v)), 'git commit':each(git)}
     return pd.DataFrame({'value':rows.values()}, index=pd.Index(rows, name='environment'))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #e336abbc
+# %% ../../nbs/lab/40_lab.report.ipynb #95d1c6e6
 def _runs(records, split):
     "One line a run"
     def num(v, spec='.3f'): return '–' if v is None else format(v, spec)
-    def one(r):
+    def masks(r):
+        m = r['metrics'][split]
+        return {'seed':r['seed'], **({'fold':r['recipe']['fold']} if r['recipe']['split']=='folds' else {}), **{f'{_metric_name(k)}, {split}':num(m.get(k), '.2f' if k=='hd95' else '.3f') for k in ('iou','dice','hd95','fn_rate','fp_rate')},
+            'images missed':m['hd95_missed'], **cost(r)}
+    def cost(r): return {'training':f"{r['seconds']:.0f} s", 'memory':'–' if r['memory_mb'] is None else f"{r['memory_mb']:.0f} MB", 'resumed at epoch':r['resumed'] or '–'}
+    def scores(r):
         m,v = r['metrics'][split],r['metrics'].get('valid', {})
-        return {'seed':r['seed'], f'AUC, {split}':num(m.get('auc')), 'AUC, valid':num(v.get('auc')), 'sensitivity':num(m.get('sensitivity')), 'specificity':num(m.get('specificity')),
-            'training':f"{r['seconds']:.0f} s", 'memory':'–' if r['memory_mb'] is None else f"{r['memory_mb']:.0f} MB", 'resumed at epoch':r['resumed'] or '–'}
-    return pd.DataFrame([one(r) for r in records], index=pd.Index([r['row'] for r in records], name='model'))
+        return {'seed':r['seed'], f'AUC, {split}':num(m.get('auc')), 'AUC, valid':num(v.get('auc')), 'sensitivity':num(m.get('sensitivity')), 'specificity':num(m.get('specificity')), **cost(r)}
+    return pd.DataFrame([(masks if _masks_only(records) else scores)(r) for r in records], index=pd.Index([r['row'] for r in records], name='model'))
 
 # %% ../../nbs/lab/40_lab.report.ipynb #e70c3a9f
 def _command(exp, records, preset):
@@ -551,14 +623,14 @@ def _command(exp, records, preset):
     cmd += ''.join(f" --set {k}={_show(v)}" for k,v in _changed(exp, records, preset).items() if not isinstance(v, list))
     return cmd + (f" --seeds {','.join(map(str, seeds))}" if seeds and seeds!=sorted(exp.seeds.get(preset, seeds)) else '')
 
-# %% ../../nbs/lab/40_lab.report.ipynb #87406f58
+# %% ../../nbs/lab/40_lab.report.ipynb #1e06bb36
 def _details(exp, records, preset, split):
     again = '<h2>Run it again</h2>\n' + _tag('pre', _tag('code', escape(_command(exp, records, preset))))
     if not records: return again
     d = records[0]['data']
     says = f"{d['name']}: images by split and class"
     prints = _tag('p', f"Fingerprint of the images <code>{escape(d['fingerprint'])}</code>, of images, classes and split <code>{escape(d['split_fingerprint'])}</code>.")
-    return '\n'.join(['<h2>Details</h2>', _table(_runs(records, split), f'Runs. Sensitivity and specificity on the {split} images at a threshold of 0.5.'),
+    return '\n'.join(['<h2>Details</h2>', _table(_runs(records, split), f"Runs. {'Masks' if _masks_only(records) else 'Sensitivity and specificity'} on the {split} images at a threshold of 0.5."),
         _table(_counts(records[0]), says), prints, _table(_recipe(records), 'Recipe', 'words'), _table(_machine(records), 'Environment', 'words'), again])
 
 # %% ../../nbs/lab/40_lab.report.ipynb #072645c0
