@@ -44,7 +44,7 @@ def test_chains_equal_the_formula(layers, pool, norm):
         if norm and isinstance(mods[-1], nn.Conv2d): mods.append(nn.BatchNorm2d(2))
         mods.append(nn.ReLU(inplace=True))
     f = receptive_field(nn.Sequential(*mods), size=r+2*jump)
-    assert (f.height,f.width)==(r,r) and not f.other and not f.left
+    assert (f.height,f.width)==(r,r) and not f.other and not f.whole_image
     top = f.unit[0]*jump
     assert f.box==(top,top,top+r,top+r)
 
@@ -74,7 +74,7 @@ def test_branches_and_zero_weights():
     net = Branches(); f = receptive_field(net, size=27)
     net.b[1] = nn.Identity()
     np.testing.assert_array_equal(f.mask, poisoned(net, 27, 27, f.unit))
-    assert f.left==('instance_norm',) and not f.other
+    assert f.whole_image==('instance_norm',) and not f.other
     assert receptive_field(net, 'b.0', size=27).height==3 and receptive_field(net, 'c', size=27).box==f.box
     assert receptive_field(Branches('bilinear'), size=27).height>=f.height
 
@@ -94,14 +94,14 @@ def test_attention_of_the_library(name):
     assert not f.other and (f.mask<=g.mask).all() and f.height==f.width
     if name not in ('cbam','spatial','bam','soft-mask'): assert f.pixels==25
     if name in ('cbam','spatial'): assert f.height==11
-    assert bool(f.left)==(name not in ('sse','spatial','control','constant','soft-mask'))==bool(g.left)
-    if f.left: assert g.pixels==625
+    assert bool(f.whole_image)==(name not in ('sse','spatial','control','constant','soft-mask'))==bool(g.whole_image)
+    if f.whole_image: assert g.pixels==625
 
 @pytest.mark.parametrize('norm,whole', [(nn.BatchNorm2d(4),False),(nn.InstanceNorm2d(4),True),(nn.InstanceNorm2d(4, track_running_stats=True),False),(nn.GroupNorm(2,4),True),(nn.LayerNorm([4,15,15]),True),(nn.Softmax(2),True),(nn.AdaptiveAvgPool2d(15),False)], ids=lambda o: str(o)[:30])
 def test_norms(norm, whole):
     net = nn.Sequential(conv(1, 4), norm)
     f,g = (receptive_field(net, size=15, paths=p) for p in ('local','all'))
-    assert f.pixels==9 and bool(f.left)==whole and (g.pixels>9)==whole and bool(g.left)==whole
+    assert f.pixels==9 and bool(f.whole_image)==whole and (g.pixels>9)==whole and bool(g.whole_image)==whole
 
 def test_squeeze_by_view_and_attention_by_hand():
     class Net(nn.Module):
@@ -112,7 +112,7 @@ def test_squeeze_by_view_and_attention_by_hand():
             a = torch.softmax(q@q.transpose(1,2)/2, -1)@q
             return x*g[...,None,None]+a.transpose(1,2).reshape(x.shape)+F.scaled_dot_product_attention(q, q, q).transpose(1,2).unflatten(2, x.shape[2:])
     f,g = (receptive_field(Net(), size=(9,10), paths=p) for p in ('local','all'))
-    assert f.pixels==9 and f.left==('attention','mean') and g.pixels==90 and not f.other
+    assert f.pixels==9 and f.whole_image==('attention','mean') and g.pixels==90 and not f.other
 
 def test_holes_odd_and_even_sizes_one_pixel():
     assert receptive_field(conv(1, 1, d=6), size=31).pixels==9
@@ -248,6 +248,7 @@ def test_bad_arguments(kw, error, says):
 def test_bad_arguments_of_the_effective_field(kw, says):
     with pytest.raises(ArgumentError, match=says): effective_receptive_field(smooth(), **{'x':12, **kw})
 
+@pytest.mark.filterwarnings('ignore:.*torch.jit.script')
 def test_bad_models_and_maps():
     class Unused(nn.Module):
         def __init__(self): super().__init__(); self.a,self.b = conv(1, 1),conv(1, 1)

@@ -272,7 +272,7 @@ def _shape(model, size, name='size'):
     c = next((m.in_channels for m in model.modules() if isinstance(m, (nn.Conv2d,nn.ConvTranspose2d))), 3)
     return c,int(s[0]),int(s[1])
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #0b4071e3
+# %% ../../nbs/lab/33_lab.receptive.ipynb #54212cc7
 @dataclass
 class ReceptiveField:
     "Which pixels a unit can depend on"
@@ -281,7 +281,7 @@ class ReceptiveField:
     unit:tuple # Row and column of the unit in its map
     grid:tuple # Height and width of that map
     paths:str # 'local' or 'all'
-    left:tuple # Whole-image paths met, by name: left out for 'local', counted for 'all'
+    whole_image:tuple # Whole-image paths met, by name: left out for 'local', counted for 'all'
     other:tuple # Functions that no rule knows; they ran as they are
 
 # %% ../../nbs/lab/33_lab.receptive.ipynb #b20b7d2c
@@ -322,11 +322,11 @@ def centre(self:ReceptiveField)->tuple: # (row, column), halves for even sides
     if self.clipped: return tuple((u+.5)*n/g-.5 for u,n,g in zip(self.unit, self.mask.shape, self.grid))
     return (self.box[0]+self.box[2]-1)/2,(self.box[1]+self.box[3]-1)/2
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #cff70e66
+# %% ../../nbs/lab/33_lab.receptive.ipynb #2e32bda2
 @patch
 def row(self:ReceptiveField)->dict: # For a table
     "The field as a row of a table"
-    return dict(layer=self.layer, height=self.height, width=self.width, pixels=self.pixels, box=self.box, clipped=self.clipped, paths=self.paths, whole_image=', '.join(self.left))
+    return dict(layer=self.layer, height=self.height, width=self.width, pixels=self.pixels, box=self.box, clipped=self.clipped, paths=self.paths, whole_image=', '.join(self.whole_image), **(dict(no_rule=', '.join(self.other)) if self.other else {}))
 
 # %% ../../nbs/lab/33_lab.receptive.ipynb #5604f554
 @patch
@@ -380,7 +380,7 @@ def map_sizes(
     inside = {} if theory is None else dict(share=n/theory.pixels, outside=max(0., 1-p[theory.mask].sum()))
     return dict(side=float(n**.5), radius=float(max(0., sum(var))**.5), share=np.nan, outside=np.nan) | {k:float(o) for k,o in inside.items()}
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #3cd8e0c5
+# %% ../../nbs/lab/33_lab.receptive.ipynb #7fa809ab
 def _maps(model, layer, x, unit, channels, mode, gen):
     "Absolute gradients (B,H,W) for a batch of images"
     x = x.detach().clone().requires_grad_()
@@ -392,7 +392,7 @@ def _maps(model, layer, x, unit, channels, mode, gen):
     if not y.requires_grad: raise ArgumentError('model', type(model).__name__, 'no gradient reaches the image; is something detached?')
     if mode=='eval': g, = torch.autograd.grad(y.sum(), x)
     else: g = torch.stack([torch.autograd.grad(o, x, retain_graph=True)[0][i] for i,o in enumerate(y)])
-    return g.abs().mean(1).double().cpu()
+    return g.abs().mean(1).cpu().double()
 
 # %% ../../nbs/lab/33_lab.receptive.ipynb #af173c71
 @contextlib.contextmanager
