@@ -376,9 +376,9 @@ def parameters(
     df = pd.DataFrame([dict(network=n, model=k, parameters=n_weights(k, **kw(k)), printed=PRINTED_SIZES[n]) for n,k in NAMES.items()])
     return df.assign(equal=[f'{p/1e6:.{len(s.split(".")[1])}f}'==s for p,s in zip(df.parameters, df.printed)])
 
-# %% ../../nbs/papers/70_papers.mistakes.ipynb #35ae291f
+# %% ../../nbs/papers/70_papers.mistakes.ipynb #e8505151
 RFNA_READINGS = {'text':{}, 'text, 3 stages':dict(bridge=False), 'released':dict(reading='released'), 'released, expansion 8':dict(reading='released', expansion=8),
-                 'A: expansion 8, one kernel for W2 and W3':dict(expansion=8, share=True), 'B: full 3x3 W1 to W3, shortcut with a convolution, 3 stages':dict(depthwise=False, expansion=1, first=3, project=True, bridge=False)}
+                 'A: expansion 8, one kernel for W2 and W3':dict(expansion=8, share=True), 'B: full 3x3 W1 to W3, 1x1 shortcut, 3 stages':dict(depthwise=False, expansion=1, first=3, project=True, bridge=False)}
 
 # %% ../../nbs/papers/70_papers.mistakes.ipynb #c2377d35
 _settings = "data|epochs|batch|lr\nCityScapes|100|8|2e-4\nBRATS|80|50|1e-4\nISLES|60|80|1e-3"
