@@ -214,7 +214,7 @@ def _chained(parts):
     if 'masks' in parts[0]: chain['masks'] = {m:{k:one(*(s['masks'][m][k] for s in parts)) for k in o} for m,o in parts[0]['masks'].items()}
     return {**parts[0], **chain}
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #98680c01
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #2088e7c5
 def boundary_curve(
     records:list, # Records of runs that segment, of one table
     split:str='test', # Which images
@@ -225,11 +225,11 @@ def boundary_curve(
     "Share of the true pixels that were missed, by their distance from the true boundary"
     by = defaultdict(list)
     for r in join_folds(records): by[r['row']].append(r)
-    for k in rows or (): 
+    for k in rows or ():
         if k not in by: raise ArgumentError('rows', k, f"there are records of {', '.join(by)}")
     return pd.DataFrame([o for k in rows or by for o in _curve(k, [_depth_counts(r, split, mask) for r in by[k]], boots)])
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #51151c17
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #b6bccf2c
 def _depth_counts(record, split, mask):
     "True and missed pixels of each case, (cases,2,bins); cases in the order of their names"
     s = _of_split(record, split)
@@ -245,12 +245,14 @@ def _curve(name, runs, boots):
     "The rows of `boundary_curve` for one model, from the depth counts of its runs"
     if not len(runs[0]): raise ResultError('records', name, 'there is no true pixel in these images')
     W,rng = _weights(len(runs[0]), None, boots),np.random.default_rng(derive_seed('runs', name))
+    have = np.flatnonzero(runs[0][:,0].any(0))
+    runs = [o[:,:,have] for o in runs]
     drawn = np.stack([_over(W@o[:,1], W@o[:,0]) for o in runs], 1) # draws runs bins
     pick = rng.integers(len(runs), size=(len(W),len(runs)))
-    lo,hi = np.nanquantile(np.take_along_axis(drawn, pick[...,None], 1).mean(1), [.025,.975], axis=0) if boots else (None,None)
+    lo,hi = np.nanquantile(np.take_along_axis(drawn, pick[...,None], 1).mean(1), [.025,.975], axis=0)
     rate = np.mean([_over(o[:,1].sum(0), o[:,0].sum(0)) for o in runs], 0)
     n,end = runs[0][:,0],[*BINS[1:],np.inf]
-    return [dict(model=name, begin=b, end=e, rate=rate[i], low=lo[i], high=hi[i], pixels=int(n[:,i].sum()), cases=int((n[:,i]>0).sum())) for i,(b,e) in enumerate(zip(BINS, end)) if n[:,i].any()]
+    return [dict(model=name, begin=BINS[b], end=end[b], rate=rate[i], low=lo[i], high=hi[i], pixels=int(n[:,i].sum()), cases=int((n[:,i]>0).sum())) for i,b in enumerate(have)]
 
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #bdb181a2
 def boundary_figure(
