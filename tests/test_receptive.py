@@ -129,6 +129,8 @@ def test_a_unit_further_on_sees_further_on():
 def test_deep_networks_do_not_underflow():
     f = receptive_field(nn.Sequential(*(conv(1, 1) for _ in range(60))), size=127)
     assert f.height==121 and f.pixels==121**2
+    f = receptive_field(nn.Sequential(*(o for _ in range(700) for o in (nn.AvgPool2d((1,3), 1, (0,1)), nn.ReLU()))), size=(1,1,1403))  # 3**-700 is 0 in double precision
+    assert f.width==f.pixels==1401
 
 def test_unknown_functions_are_named_and_in_place_works():
     class Odd(nn.Module):
