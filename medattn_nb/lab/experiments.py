@@ -82,7 +82,7 @@ def only(self:Experiment,
         if o not in self.rows: raise ArgumentError('rows', o, f"choose from {', '.join(self.rows)}")
     return dataclasses.replace(self, rows={o:self.rows[o] for o in rows}, published={k:v for k,v in self.published.items() if k in rows[1:]} if published is None else published)
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #0f88c243
+# %% ../../nbs/lab/20_lab.experiments.ipynb #cbed9483
 def _scores(data, split, p):
     "Scores of every image of `split`, with its file, label and group"
     it = data.items[data.items.split==split]
@@ -95,16 +95,19 @@ def _final(s):
     if np.ndim(s['score'])==2: return {k:float(o) for k,o in multiclass_metrics(s['label'], s['score']).items()}
     return binary_metrics(s['label'], s['score'], groups=s['group'])
 
+# %% ../../nbs/lab/20_lab.experiments.ipynb #0406e35d
 def _segmented(recipe, data, split, learn):
     "What `segment_scores` keeps of `split`"
     items,truth = data.items[data.items.split==split],part_of(learn, split).y
     return segment_scores(predict_masks(learn, split), truth, items, recipe.mask_names(data), recipe.mode)
 
+# %% ../../nbs/lab/20_lab.experiments.ipynb #6a91c2c5
 def _describe(data):
     "What a record says about its data"
     return dict(name=data.info.name, synthetic=data.info.synthetic, classes=list(data.classes), fingerprint=data.fingerprint,
         split_fingerprint=data.split_fingerprint, counts=data.items.groupby(['split','label']).size().unstack(fill_value=0).to_dict('index'))
 
+# %% ../../nbs/lab/20_lab.experiments.ipynb #513b4179
 def _same_data(run, train):
     "Raise `ResultError` unless `train` is what the run was trained on"
     was = run['data']
@@ -231,12 +234,13 @@ def _status(pub, diff, ci, preset, runs=2):
     if np.sign(diff)!=pub.direction: return 'contradicted'
     return 'direction only' if preset!='paper' or pub.value is None else 'matched'
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #27c3085a
+# %% ../../nbs/lab/20_lab.experiments.ipynb #5783b516
 def _same_recipe(row):
     "Raise `ResultError` if the runs of a row differ in more than the seed"
     if len({Recipe.from_dict({**r['recipe'], 'seed':0}).hash for r in row})>1:
         raise ResultError('records', row[0]['row'], 'these runs were made with different recipes and cannot be averaged; use another results folder for each')
 
+# %% ../../nbs/lab/20_lab.experiments.ipynb #c545e881
 class _ScoreJudge:
     "Numbers of rows of classification runs: alone, and against another row"
     def __init__(self, by, split, boots, metric):

@@ -42,12 +42,13 @@ def rim_distance(
     d[u] = distance_transform_edt(m[u])
     return np.maximum(d-.5, 0)
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #0ad6eb24
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #4461ad17
 def _depths(truth, pred):
     "True pixels and missed ones of an image, by `BINS`, (2,7)"
     k = np.digitize(rim_distance(truth)[truth], BINS)-1
     return np.stack([np.bincount(o, minlength=len(BINS)) for o in (k,k[~pred[truth]])])
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #2a85789f
 def _rim(truth, pred, groups):
     "Case -> true and missed pixels by `BINS`, without the zeros at the end; cases without a true pixel are left out"
     out = defaultdict(lambda: np.zeros((2,len(BINS)), int))
@@ -55,12 +56,13 @@ def _rim(truth, pred, groups):
         if t.any(): out[g] += _depths(t, p)
     return {g:o[:,:np.flatnonzero(o[0])[-1]+1].tolist() for g,o in out.items()}
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #7afc7758
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #9bd5d339
 def _counts(truth, pred):
     "TP, FP and FN of each image, as lists"
     C = confusion_counts(torch.as_tensor(pred), torch.as_tensor(truth))
     return dict(tp=C[:,1,1].tolist(), fp=C[:,0,1].tolist(), fn=C[:,1,0].tolist())
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #cf0eed1e
 def _of_mask(truth, pred, groups):
     "What a record keeps of one mask (n,H,W)"
     d = hd95(pred, truth, reduction='none')
@@ -88,21 +90,23 @@ def segment_scores(
 SEGMENT_METRICS = dict(iou='IoU', dice='Dice', fn_rate='FN rate', fp_rate='FP rate', precision='precision', hd95='HD95 (pixels)', missed='missed')
 LOWER_IS_BETTER = 'fn_rate','fp_rate','hd95','missed'
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #97165462
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #941c7b94
 def _table(tp, fp, fn, pixels):
     "Counts of images or cases as tables (n,2,2), as `confusion_counts` gives them"
     return np.stack([np.stack([pixels-tp-fp-fn,fp], -1),np.stack([fn,tp], -1)], -2)
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #94053e32
 _of_counts = dict(iou=lambda C: jaccard(C, reduction='none')[:,0], dice=lambda C: dice(C, reduction='none')[:,0], fn_rate=lambda C: fn_rate(C, reduction='none')[:,0],
     fp_rate=lambda C: fp_rate(C, reduction='none')[:,0], precision=lambda C: _over(C[:,1,1], C[:,:,1].sum(1)), missed=lambda C: np.where(C[:,1].sum(1)>0, 1.*(C[:,:,1].sum(1)==0), np.nan))
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #3f3294cc
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #0d5564d5
 def _units(s, per):
     "Names of the units, and the unit of each image"
     if per not in ('case','image','all'): raise ArgumentError('per', per, "use 'case', 'image' or 'all'")
     if per=='all': return np.array(['all']),np.zeros(len(s['file']), int)
     return (np.array(s['file']),np.arange(len(s['file']))) if per=='image' else np.unique(s['group'], return_inverse=True)
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #454a728b
 def _chosen(s, mask, metric):
     "The masks of scores `s` that are asked for, each a dict of lists"
     have,names = s['masks'],s['names']
@@ -111,6 +115,7 @@ def _chosen(s, mask, metric):
     if mask=='background' and len(names)==1 and metric!='hd95': return [_swapped(have[names[0]], s)]
     raise ArgumentError('mask', mask, f"choose from {', '.join(names)}, or 'micro'" + (f' ({metric} of the background is not kept)' if mask=='background' else ''))
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #18240f00
 def _swapped(o, s):
     "Counts of the background of a single mask"
     tp,fp,fn = (np.array(o[k]) for k in ('tp','fp','fn'))
@@ -122,14 +127,16 @@ def _weights(n, groups, boots):
     strata,rng = _strata(n, groups),np.random.default_rng(0)
     return np.stack([np.bincount(_resample(strata, rng), minlength=n) for _ in range(_n_draws(boots))]).astype(float)
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #7bf359d1
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #a812df7c
 def _summed(v, unit, n): return np.bincount(unit, v, n)
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #b456ce5e
 def _mean(V, axis=None):
     "Mean without nan; nan where there is nothing else"
     V = np.asarray(V, float); n = (~np.isnan(V)).sum(axis)
     return np.divide(np.nansum(V, axis), n, out=np.full(np.shape(n), np.nan), where=n>0)
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #15e42950
 def _distance(o, unit, n):
     "Mean HD95 of each unit over its images that have one"
     v = np.array([np.nan if d is None else d for d in o['hd95']], float)
@@ -162,7 +169,7 @@ def segment_values(
         V = [_of_counts[metric](_table(*o)) for o in (np.sum(parts, 0)[None] if mask=='micro' else parts)]
     return pd.Series(_mean(V, 0), names, name=metric)
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #b64a3d5b
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #13bf2e4f
 def segment_metrics(
     scores:dict, # As from `segment_scores`
 )->dict: # Metric -> value: means over cases, pooled IoU and Dice, counts behind HD95; with several masks also 'metric:mask'
@@ -172,6 +179,7 @@ def segment_metrics(
     if len(scores['names'])>1: out |= {f'{k}:{m}':value(k, mask=m) for m in scores['names'] for k in SEGMENT_METRICS}
     return out | dict(threshold=scores['threshold'], images=len(scores['file']), cases=len(set(scores['group']))) | left_out(scores)
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #795448f3
 def left_out(
     scores:dict, # As from `segment_scores`
     mask:str|None=None, # One mask; default: the sums over all
@@ -194,12 +202,13 @@ def join_folds(
     for i,r in enumerate(records): by[_run_of(r, i)].append(r)
     return [o for rs in by.values() for o in (_join(rs) if rs[0]['recipe'].get('split')=='folds' else rs)]
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #e0fa8621
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #eab6374f
 def _run_of(r, i):
     "What the folds of one run have in common; unique for a run without folds"
     o = r['recipe']
     return (r['paper'],r['table'],r['preset'],r['row'],Recipe.from_dict({**o, 'fold':0}).hash) if o.get('split')=='folds' else i
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #14da2d88
 def _join(rs):
     "One record of the folds `rs`, in a list; an empty one if a fold is missing"
     rs = sorted(rs, key=lambda r: r['recipe']['fold'])
@@ -207,6 +216,7 @@ def _join(rs):
     one = dict(rs[0], recipe={**rs[0]['recipe'], 'fold':0}, scores=dict(test=_chained([r['scores']['test'] for r in rs])), seconds=sum(r['seconds'] for r in rs), history=[], metrics={})
     return [{k:v for k,v in one.items() if k!='digest'}]
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #bff91f3a
 def _chained(parts):
     "Scores of several parts as one"
     def one(*o): return sum(o, []) if isinstance(o[0], list) else {k:v for d in o for k,v in d.items()}
@@ -229,7 +239,7 @@ def boundary_curve(
         if k not in by: raise ArgumentError('rows', k, f"there are records of {', '.join(by)}")
     return pd.DataFrame([o for k in rows or by for o in _curve(k, [_depth_counts(r, split, mask) for r in by[k]], boots)])
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #b6bccf2c
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #1b70032f
 def _depth_counts(record, split, mask):
     "True and missed pixels of each case, (cases,2,bins); cases in the order of their names"
     s = _of_split(record, split)
@@ -241,6 +251,7 @@ def _depth_counts(record, split, mask):
         for c,v in o.items(): out[names.index(c),:,:len(v[0])] += v
     return out
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #52fa437d
 def _curve(name, runs, boots):
     "The rows of `boundary_curve` for one model, from the depth counts of its runs"
     if not len(runs[0]): raise ResultError('records', name, 'there is no true pixel in these images')
@@ -254,7 +265,7 @@ def _curve(name, runs, boots):
     n,end = runs[0][:,0],[*BINS[1:],np.inf]
     return [dict(model=name, begin=BINS[b], end=end[b], rate=rate[i], low=lo[i], high=hi[i], pixels=int(n[:,i].sum()), cases=int((n[:,i]>0).sum())) for i,b in enumerate(have)]
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #bdb181a2
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #36525928
 def boundary_figure(
     curve:pd.DataFrame, # As from `boundary_curve`
 )->Figure: # Pass it to `show_fig`
@@ -271,6 +282,7 @@ def boundary_figure(
     ax.legend(frameon=False, fontsize=8)
     return fig
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #79c23745
 _dashes = '-','--','-.',':'
 
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #1b718949
@@ -295,7 +307,7 @@ def overlay_figure(
         loc='outside lower center', ncols=3, frameon=False, fontsize=8)
     return fig
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #9c6f09e6
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #3a24b33e
 _marks = dict(found=OKABE_ITO[6], missed=OKABE_ITO[0], invented=OKABE_ITO[3])
 
 def _overlay(ax, im, t, p, title, alpha):
@@ -311,6 +323,7 @@ def _overlay(ax, im, t, p, title, alpha):
     ax.set_xlabel(_said(t, p), fontsize=8)
     ax.title.set_fontsize(9)
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #d658fcdc
 def _said(t, p):
     "IoU and shares of an image, in words"
     if not t.any(): return f'no truth, {p.sum()} pixels invented' if p.any() else 'nothing there, nothing found'
@@ -331,7 +344,7 @@ def attacked(
     x = x.detach()+eps*grad.sign()
     return x if clamp is None else x.clamp(*clamp)
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #3d9fd1dc
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #42409da1
 def _decided(learn, dl, attack, clamp, threshold):
     "Predicted masks (n,M,H,W) for the batches of `dl`"
     learn.model.eval(); out = []
@@ -340,6 +353,7 @@ def _decided(learn, dl, attack, clamp, threshold):
         with torch.no_grad(): out.append(learn.loss_func.decodes(learn.loss_func.activation(learn.model(x)), threshold).cpu())
     return torch.cat(out).numpy()
 
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #6d0757a1
 def _others(learn, recipe, data):
     "All images of `data`, prepared as those that `learn` was trained on"
     dl = learn.dls.train

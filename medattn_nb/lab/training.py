@@ -42,12 +42,21 @@ from ..data.volumes import fold_cases
 from ..losses import available as available_losses,create as create_loss
 from ..metrics import macro_auc,roc_auc
 
-# %% ../../nbs/lab/00_lab.training.ipynb #6f9e2d4b
+# %% ../../nbs/lab/00_lab.training.ipynb #fd60e93d
 TASKS = 'classify','segment'
 SPLITS = 'official','grouped','random','folds'
 OPTIMISERS = {'sgd':torch.optim.SGD, 'adam':torch.optim.Adam, 'adamw':torch.optim.AdamW}
 SCHEDULES = 'step','constant'
 AMP = None,'fp16','bf16'
+
+def _tidy(r):
+    "Put the fields of `r` into the form in which they are compared and hashed"
+    put = partial(object.__setattr__, r)
+    for k in ('data_options','attention_options'): put(k, _pairs(getattr(r, k)))
+    for k in ('preprocess','augment','milestones'): put(k, tuple(getattr(r, k)))
+    put('loss_options', _tuples(_pairs(r.loss_options)))
+    put('masks', (r.masks,) if isinstance(r.masks, str) else tuple(r.masks))
+    put('size', _tuples(r.size))
 
 def _tuples(o): return tuple(map(_tuples, o)) if isinstance(o, (list,tuple)) else o
 
@@ -55,19 +64,25 @@ def _pairs(o):
     "Options as sorted pairs, so that they can be hashed and their order does not matter"
     return tuple(sorted(o.items() if isinstance(o, dict) else (tuple(p) for p in o)))
 
-# %% ../../nbs/lab/00_lab.training.ipynb #f0ff30c0
+# %% ../../nbs/lab/00_lab.training.ipynb #6c81856c
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    "Everything that changes the numbers of a run; hashable, and written into its record"
-    data:str # Name of a data set, as in `datasets.load`
-    data_options:tuple = () # Options of that data set: a dict or pairs
+class _Task:
+    "What a network learns and on which images it is tested"
     task:str = 'classify' # 'classify' (a label for each image) or 'segment' (for each pixel)
     masks:tuple = () # To segment: names of the data set's masks, an output each; empty for all of them in one
     mode:str = 'multilabel' # To segment: 'multilabel' (each mask by itself, sigmoid) or 'multiclass' (background and masks, a later mask on top of an earlier one, softmax)
     reverse:bool = False # To segment: learn the background as 1? Predictions are turned back
-    split:str = 'official' # 'official' (the data set's own; where it has no valid part, that is drawn by group from train), 'grouped' (drawn, no patient on two sides), 'random' (drawn by image: leaks) or 'folds' (cross-validation over groups: fold `fold` is the test part, the valid part is drawn from the rest)
     fold:int = 0 # Which fold is the test part, from 0
     folds:int = 5 # Number of folds
+    loss_options:tuple = () # Settings of the loss: a dict or pairs
+
+# %% ../../nbs/lab/00_lab.training.ipynb #cbc5dcbc
+@dataclass(frozen=True, kw_only=True)
+class Recipe(_Task):
+    "Everything that changes the numbers of a run; hashable, and written into its record"
+    data:str # Name of a data set, as in `datasets.load`
+    data_options:tuple = () # Options of that data set: a dict or pairs
+    split:str = 'official' # 'official' (the data set's own; where it has no valid part, that is drawn by group from train), 'grouped' (drawn, no patient on two sides), 'random' (drawn by image: leaks) or 'folds' (cross-validation over groups: fold `fold` is the test part, the valid part is drawn from the rest)
     valid_fraction:float = .2 # Share of the images held out, for a drawn split
     split_seed:int = 0 # Seed of a drawn split; apart from `seed`, so that runs share their cases
     size:int|tuple = 224 # Side of the input in pixels; to segment, also (height, width)
@@ -82,7 +97,6 @@ class Recipe:
     weights:str|None = None # 'imagenet' starts from pretrained weights, `None` from scratch
     keep_identity:bool = True # Keep attention modules' own zero starts?
     loss:str = 'ce' # 'ce', cross entropy, or another of `losses.available()`
-    loss_options:tuple = () # Its settings: a dict or pairs
     optimiser:str = 'sgd' # 'sgd', 'adam' or 'adamw', as in `torch.optim`
     lr:float = .05 # Initial learning rate
     momentum:float = .9 # Momentum of SGD; beta 1 of Adam
@@ -99,12 +113,7 @@ class Recipe:
     compile:bool = False # `torch.compile` the model?
     deterministic:bool = False # Ask torch for deterministic algorithms?
     def __post_init__(self):
-        put = partial(object.__setattr__, self)
-        for k in ('data_options','attention_options'): put(k, _pairs(getattr(self, k)))
-        for k in ('preprocess','augment','milestones'): put(k, tuple(getattr(self, k)))
-        put('loss_options', _tuples(_pairs(self.loss_options)))
-        put('masks', (self.masks,) if isinstance(self.masks, str) else tuple(self.masks))
-        put('size', _tuples(self.size))
+        _tidy(self)
         _check(self)
 
 # %% ../../nbs/lab/00_lab.training.ipynb #cf40af61
@@ -378,7 +387,7 @@ class StopOnNaN(Callback):
     def after_loss(self):
         if self.training and not torch.isfinite(self.loss_grad): raise ResultError('loss', self.loss_grad.item(), f'training broke in epoch {self.epoch}; lower lr (now {self.opt.hypers[-1]["lr"]:g}) or turn amp off')
 
-# %% ../../nbs/lab/00_lab.training.ipynb #81c3b08f
+# %% ../../nbs/lab/00_lab.training.ipynb #888afc75
 def _auc(score, y): return roc_auc(y, score) if 0<y.sum()<len(y) else float('nan')
 def _macro_auc(score, y): return float(macro_auc(y.numpy(), score.softmax(1).numpy()))
 
@@ -388,6 +397,7 @@ def _metrics(n_classes):
     more = AccumMetric(_macro_auc, flatten=False, name='auc')
     return [AvgMetric(accuracy), two if n_classes==2 else more]
 
+# %% ../../nbs/lab/00_lab.training.ipynb #4a26c6f1
 class Overlap(Metric):
     "IoU or Dice of each mask, the pixels of the epoch pooled, averaged over masks"
     def __init__(self, name): self._name = name
@@ -402,6 +412,7 @@ class Overlap(Metric):
     @property
     def name(self): return self._name
 
+# %% ../../nbs/lab/00_lab.training.ipynb #0065e07f
 def _amp(r, device):
     "The callback for the recipe's precision"
     if r.amp=='fp16' and device.type!='cuda': raise ArgumentError('amp', 'fp16', f"needs CUDA, and the device is {device.type}; use 'bf16' or None")
