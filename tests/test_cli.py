@@ -294,3 +294,26 @@ def test_demo(sh, tmp_path, monkeypatch):
 def test_report(sh, tmp_path):
     code,out,err = sh('run toy/a --preset smoke --seeds 0 --report out/r.html')
     assert code==0 and out.splitlines()[-1].startswith('Report: ') and '<html' in (tmp_path/'out/r.html').read_text(encoding='utf-8')
+
+def test_masks_by_fold(sh, toys, tmp_path):
+    "A table of masks: a line for each fold, IoU, another metric on request, one report"
+    (toys/'papers/toymasks.py').write_text("""
+from torch import nn
+from medattn_nb.backbones import register_backbone
+from medattn_nb.lab.experiments import Experiment
+from medattn_nb.lab.training import Recipe
+@register_backbone('toy-masks')
+def net(num_classes, in_channels): return nn.Conv2d(in_channels, num_classes, 3, padding=1)
+r = Recipe(data='phantom-dermoscopy', data_options=dict(n=24, size=32, masks='lesion'), size=32, task='segment', model='toy-masks', epochs=1, batch_size=8)
+EXPERIMENTS = {'m':Experiment('toymasks', 'm', 'A toy', {'ce':{}, 'dice':dict(loss='dice')}, presets=dict(smoke=r), seeds=dict(smoke=(0,)), published={}, folds=dict(smoke=2))}
+""")
+    code,out,err = sh('run toymasks/m --preset smoke --set size=24,32 --report r.html')
+    assert code==0 and out.count('fold 1 of 2')==out.count('fold 2 of 2')==2 and 'IoU, mean (SD) of runs' in out and 'AUC' not in out
+    assert [json.loads(p.read_text())['recipe']['size'] for p in tmp_path.glob('runs/results/toymasks/m/*.json')]==[[24,32]]*4
+    html = re.sub('base64,[^"]+', '', (tmp_path/'r.html').read_text())
+    assert 'All metrics of the masks' in html and 'What the models see' in html and 'Left out' not in html and 'AUC' not in html
+    code,out,err = sh('table toymasks/m --preset smoke --set size=24,32 --metric hd95')
+    assert code==0 and 'missed cases (images)' in out
+    code,out,err = sh('table toymasks/m --preset smoke --metric auc')
+    assert code==2 and 'choose from iou' in err
+    (toys/'papers/toymasks.py').unlink()

@@ -31,7 +31,7 @@ def _seeds(s):
     if not re.fullmatch(r'\d+(,\d+)*', s): raise argparse.ArgumentTypeError(f"{s!r} is no list of seeds; write them as 0,1,2")
     return tuple(dict.fromkeys(map(int, s.split(','))))
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #bcad6f09
+# %% ../../nbs/lab/50_lab.cli.ipynb #f4dbc21e
 _name = _arg('name', metavar='PAPER[/TABLE]', help='a paper, or one table of it')
 _table_name = _arg('name', metavar='PAPER/TABLE', help='a table of a paper')
 _preset = _arg('--preset', default='laptop', choices=('smoke','laptop','paper'), help='smoke: seconds; laptop: minutes on two cores; paper: as published, wants a GPU (default: laptop)')
@@ -41,6 +41,7 @@ _root = _arg('--data-root', metavar='DIR', help='folder of the real data sets (d
 _results = _arg('--results', metavar='DIR', help='folder of records (default: results; runs/results for synthetic images and with --set)')
 _set = _arg('--set', action='append', default=[], metavar='FIELD=VALUE', help='change a field of the recipe in every row, as --set epochs=2; may be repeated')
 _split = _arg('--split', choices=('test','valid'), help='images to compare on (default: test, where there is a test part)')
+_metric = _arg('--metric', help='what to compare: auc, sensitivity, ... (default: auc); of masks iou, dice, hd95, fn_rate, ... (default: iou)')
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #9c86f9ef
 def _papers():
@@ -67,11 +68,12 @@ def _literal(s):
 # %% ../../nbs/lab/50_lab.cli.ipynb #70dc93b4
 def _options(s): return tuple((k,_literal(v)) for k,_,v in (o.partition('=') for o in re.split(r',(?=\w+=)', s)))
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #f2160536
+# %% ../../nbs/lab/50_lab.cli.ipynb #bbeed568
 def _read(f, s):
     "The text `s` as a value of the dataclass field `f`; raises `ValueError`"
     if f.type is bool: return {'true':True, 'false':False}[s.lower()]
     if f.type in (int,float): return f.type(s)
+    if f.name=='size': return tuple(map(int, s.split(','))) if ',' in s else int(s)
     if f.type is tuple: return _options(s) if f.name.endswith('_options') else tuple(_literal(o) for o in s.split(',') if o)
     return None if s.lower()=='none' and f.type is not str else s
 
@@ -130,65 +132,69 @@ def _markdown(rows):
     head,*body = ['| ' + ' | '.join(o.replace('|', r'\|') for o in r) + ' |' for r in rows]
     return '\n'.join([head, '|' + '---|'*len(rows[0]), *body])
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #5c494e9d
-def _show(exp, records, preset, split=None, form='text'):
+# %% ../../nbs/lab/50_lab.cli.ipynb #97818fac
+def _show(exp, records, preset, split=None, form='text', metric=None):
     "The comparison as text, Markdown or CSV"
     from medattn_nb.lab.experiments import compare,show_table
-    df = compare(exp, records, preset, split)
+    df = compare(exp, records, preset, split, metric=metric)
     if form=='csv': return df.to_csv(index=False).rstrip('\n')
     return (_grid if form=='text' else _markdown)(_rows(show_table(df)))
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #79a5a3af
+# %% ../../nbs/lab/50_lab.cli.ipynb #8fa372dd
 class Bars:
     "A bar for the run under way and a line for each finished one; the methods are those of `Progress`"
     def __init__(self,
         names, # Row names, for the width of the first column
         every:float=10, # Seconds between lines where standard error is no terminal
+        metric:str='AUC', # What the second number of a line is: 'AUC', or 'IoU' of masks
     ):
-        self.width,self.every,self.bar,self.last = max(map(len, names)),every,None,time.monotonic()
-        self.line('model', 'seed', 'AUC', 'time')
+        self.width,self.every,self.metric,self.bar,self.last = max(map(len, names)),every,metric,None,time.monotonic()
+        self.line('model', 'seed', metric, 'time')
     def line(self, row, seed, auc, seconds, how=''):
         from tqdm import tqdm
         with tqdm.external_write_mode(file=sys.stdout): print(f'{row:<{self.width}}  {seed:>4}  {auc:>5}  {seconds:>7}  {how}'.rstrip(), flush=True)
     def close(self):
         if self.bar is not None: self.bar.close()
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #f249e5b3
+# %% ../../nbs/lab/50_lab.cli.ipynb #6deb0f10
 @patch
 def start(self:Bars, i, n, row, recipe):
     "A run begins: a new bar"
     from tqdm import tqdm
-    self.what,self.epochs = f'[{i+1}/{n}] {row}, seed {recipe.seed}',recipe.epochs
+    fold = f', fold {recipe.fold+1} of {recipe.folds}' if recipe.split=='folds' else ''
+    self.what,self.epochs = f'[{i+1}/{n}] {row}, seed {recipe.seed}{fold}',recipe.epochs
     self.bar = tqdm(total=recipe.epochs, desc=self.what, unit='epoch', leave=False, file=sys.stderr, disable=not sys.stderr.isatty(), dynamic_ncols=True)
 
 @patch
 def epoch(self:Bars, row):
     "An epoch is over: the bar moves, or now and then a line is written"
-    said = f"loss {row['train_loss']:.3f}" + (f", valid AUC {row['auc']:.3f}" if 'auc' in row else '')
+    key = self.metric.lower()
+    said = f"loss {row['train_loss']:.3f}" + (f", valid {self.metric} {row[key]:.3f}" if key in row else '')
     self.bar.set_postfix_str(said, refresh=False)
     self.bar.update(row['epoch']+1-self.bar.n)
     if self.bar.disable and time.monotonic()-self.last>=self.every:
         self.last = time.monotonic()
         print(f"{self.what}: epoch {row['epoch']+1} of {self.epochs}, {said}", file=sys.stderr, flush=True)
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #db3caa71
+# %% ../../nbs/lab/50_lab.cli.ipynb #178ccf66
 @patch
 def end(self:Bars, record, skipped):
     "A run is over: its line of the table"
     self.close()
     m = record['metrics'].get('test') or record['metrics']['valid']
-    auc = m.get('auc', m.get('accuracy'))
+    auc = m.get(self.metric.lower(), m.get('accuracy'))
     how = 'from the ledger' if skipped else f"trained, resumed after epoch {record['resumed']}" if record['resumed'] else 'trained'
+    if (r:=record['recipe']).get('split')=='folds': how += f", fold {r['fold']+1} of {r['folds']}"
     self.line(record['row'], record['seed'], '–' if auc is None else f'{auc:.3f}', f"{record['seconds']:.0f} s", how)
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #d0bdefb9
+# %% ../../nbs/lab/50_lab.cli.ipynb #47e75fc6
 def _train(exp, a, kw, results, checkpoints):
     "Run one table with bars; returns its records, earlier seeds included"
     from medattn_nb.lab.experiments import run_experiment
     from medattn_nb.lab.ledger import Ledger
     todo = exp.recipes(a.preset, a.seeds, **kw)
     print(f"{exp.name}, preset {a.preset}: {len(todo)} run{'s'*(len(todo)!=1)}, records in {results}\n")
-    bars = Bars(exp.rows)
+    bars = Bars(exp.rows, metric='IoU' if todo[0][1].task=='segment' else 'AUC')
     try: run_experiment(exp, a.preset, a.seeds, a.data_root, results, checkpoints, a.device, bars, **kw)
     finally: bars.close()
     records = _mine(exp, a.preset, Ledger(results).records(exp.paper, exp.table), kw)
@@ -246,8 +252,8 @@ def _demo(a):
     out = Path(a.out)
     _report(exp, records, a, out if out.suffix=='.html' else out/'report.html', checkpoints)
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #fdbc3c83
-@_command('table', 'medattn table selfattention/ct --format markdown', _table_name, _preset, _results, _set, _split,
+# %% ../../nbs/lab/50_lab.cli.ipynb #e43aa7ad
+@_command('table', 'medattn table selfattention/ct --format markdown', _table_name, _preset, _results, _set, _split, _metric,
     _arg('--format', default='text', choices=('text','markdown','csv'), help='text and markdown for readers, csv with all digits (default: text)'))
 def _table(a):
     "Show a paper's table from the records of finished runs"
@@ -256,7 +262,7 @@ def _table(a):
     folder = _results_of(a, exp, _check_changes(exp, kw))
     there = Ledger(folder).records(exp.paper, exp.table)
     mine = _mine(exp, a.preset, there, kw)
-    print(_show(exp, mine, a.preset, a.split, a.format))
+    print(_show(exp, mine, a.preset, a.split, a.format, a.metric))
     again = shlex.join(['medattn','run',exp.name,'--preset',a.preset] + [x for o in a.set for x in ('--set',o)])
     if not mine: print(f'medattn: no records of {exp.name}, preset {a.preset}, in {folder}; make them with: {again}', file=sys.stderr)
     elif len(mine)<len(there): print(f'medattn: {len(there)-len(mine)} records of other presets or recipes are left out', file=sys.stderr)

@@ -404,10 +404,10 @@ def _top(exp, records, preset, df, split):
     if exp.note: parts.append(_tag('p', f'<strong>What is smaller than, or differs from, the paper:</strong> {escape(exp.note)}'))
     return '\n'.join(filter(None, parts))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #610d8cb5
+# %% ../../nbs/lab/40_lab.report.ipynb #96899080
 _columns = {'AUC, mean (SD) of runs':'area under the ROC curve: the chance that a random sick image scores higher than a random healthy one, 0.5 by guessing; mean over the runs and their standard deviation',
     '95 % interval':'of that mean; it redraws the cases (whole patients where they are known) and the runs',
-    'difference (95 % interval)':'mean AUC minus that of the baseline; the interval redraws the cases (whole patients where they are known) and the runs',
+    'difference (95 % interval)':'that mean minus the one of the baseline; the interval redraws the cases (whole patients where they are known) and the runs',
     'p (DeLong)':"DeLong's paired test on the same images; it does not count the chance in training",
     'IoU, mean (SD) of runs':'intersection over union of true and predicted masks at a threshold of 0.5, mean over cases (the pixels of a case counted together), then over runs, with their standard deviation',
     'p (sign flips)':'are the differences of the cases as likely positive as negative? A permutation test on the means over runs; it does not count the chance in training',
