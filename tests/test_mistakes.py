@@ -6,9 +6,11 @@ from torch import nn
 from medattn_nb.attention import attention_modules, collect_maps, open_gates
 from medattn_nb.backbones import create_backbone
 from medattn_nb.core import ArgumentError, ShapeError, local_seed
+from medattn_nb.lab.experiments import run_experiment
+from medattn_nb.lab.ledger import Ledger
 from medattn_nb.lab.training import Recipe
 from medattn_nb.papers.mistakes import *
-from medattn_nb.papers.mistakes import KINDS, MODELS, NAMES, RFNA_READINGS, SITES
+from medattn_nb.papers.mistakes import BRATS, CITY, DIALS, EXPERIMENTS, ISLES, KINDS, LGG, MODELS, NAMES, RFNA_READINGS, SITES
 
 BOTH = [(k,{}) for k in MODELS]+[(k,dict(blocks='released')) for k,v in MODELS.items() if 'kind' in v]
 networks = pytest.mark.parametrize('name,kw', BOTH, ids=lambda o: o if isinstance(o, str) else '-'.join(o.values()))
@@ -318,3 +320,47 @@ def test_parameters_table():
         df = parameters(n).set_index('network')
         assert df.parameters.to_dict()=={k:COUNTS[m]-(4-n)*9*MODELS[m].get('width', 32) for k,m in NAMES.items()} and list(df.index[~df.equal])==['RFNA']
     assert dict(printed(5).set_index('network').Param)|dict(printed(6).set_index('network').Param)==parameters().set_index('network').printed.to_dict()
+
+# --- experiments ---------------------------------------------------------------------------------------
+def test_experiments_have_their_names_and_rows():
+    assert {k:(o.name, len(o.rows)) for k,o in EXPERIMENTS.items() if not k.startswith('rim-')}=={'lgg':('mistakes/lgg',16), 'brats':('mistakes/brats',16),
+        'isles':('mistakes/isles',5), 'cityscapes':('mistakes/cityscapes',5), 'figure-7':('mistakes/figure-7',30)}
+    assert len(DIALS)==5 and all(EXPERIMENTS[o.table] is o and o.baseline=='Unet' for o in DIALS.values())
+
+@pytest.mark.parametrize('table', EXPERIMENTS)
+def test_every_recipe_makes_its_network(table):
+    "No two rows of a preset are one recipe, and each network takes the images of its preset"
+    exp = EXPERIMENTS[table]
+    for preset in exp.presets:
+        rs = dict(exp.recipes(preset, (0,)))
+        assert len({r.hash for r in rs.values()})==len(rs) and all(r.task=='segment' and r.loss=='fpa_dice' for r in rs.values())
+        for r in rs.values():
+            with torch.device('meta'): create_backbone(r.model, num_classes=1, in_channels=r.channels, init='default', **dict(r.attention_options))
+
+@pytest.mark.parametrize('row,control,differs', [('FPA','FPA without gaps',{'attention_options'}), ('RFNA','RFNA, labels as they are',{'reverse'}), ('Unet','Unet, labels reversed',{'reverse'}), ('Unet','Unet as large as FPA',{'attention_options'})])
+def test_controls_change_one_thing(row, control, differs):
+    a,b = (dict(LGG.recipes('laptop', (0,)))[k].to_dict() for k in (row,control))
+    assert {k for k in a if a[k]!=b[k]}==differs
+    if row=='FPA': assert n_weights('unet-fpa', **dict(a['attention_options']))==n_weights('unet-fpa', **dict(b['attention_options']))
+
+def test_settings_are_those_of_table_2():
+    for exp,data in ((BRATS,'BRATS'),(ISLES,'ISLES'),(CITY,'CityScapes')):
+        r,t = exp.presets['paper'],printed(2).set_index('data').loc[data]
+        assert (r.epochs,r.batch_size,r.lr)==(t.epochs,t.batch,t.lr) and r.optimiser=='adamw' and r.augment==('hflip',)
+    assert BRATS.folds==dict(paper=5) and BRATS.presets['paper'].split=='folds'
+
+def test_claims_have_the_direction_of_the_tables():
+    c = LGG.published
+    assert c['FPA']['iou'].direction==1 and c['FPA']['hd95'].direction==1 and c['RFNA']['hd95'].direction==-1 and c['D6Unet']['iou'].direction==-1
+    assert c['FPA']['iou'].value==pytest.approx(.701) and not set(c)&{'FPA without gaps','Unet, labels reversed'}
+    assert CITY.published['FPA']['iou'].direction is None # Table 3 has no plain U-Net
+
+def test_scoreboard_and_fields_of_a_run(tmp_path):
+    exp = DIALS[.05,.5].only(('Unet','RFNA'))
+    recs = run_experiment(exp, 'smoke', results=tmp_path, checkpoints=tmp_path/'ck', device='cpu')
+    df = scoreboard(exp, recs, 'smoke')
+    assert list(df.index)==['Unet','RFNA'] and (df.runs==1).all() and not (df=='not run').any(axis=None)
+    assert (scoreboard(exp, [], 'smoke').drop(columns='runs').filter(like='here')=='not run').all(axis=None)
+    f = measure_fields(recs[0], tmp_path/'ck', size=96, n=2)
+    assert f['table']==f"{exp.table}-fields" and set(f['metrics'])=={'before','after'} and 0<f['metrics']['before']['radius']<96
+    Ledger(tmp_path).write(f); assert Ledger(tmp_path).records('mistakes', f['table'])[0]['metrics']==f['metrics']
