@@ -130,7 +130,7 @@ def test_history_is_the_pooled_iou_of_the_predictions():
     f = fit(KIDNEY, device='cpu')
     p,y = predict_masks(f.learn),part_of(f.learn).y.numpy()
     each = [(p[:,k]&y[:,k]).sum()/(p[:,k]|y[:,k]).sum() for k in range(2)]
-    assert f.history[-1]['iou']==pytest.approx(np.nanmean(each))
+    assert f.history[-1]['iou']==pytest.approx(np.nanmean(each)) and f.history[-1]['iou']==pytest.approx(_iou(f.learn))
 
 def test_reversed_cross_entropy_is_the_same_network_upside_down():
     "Symmetric loss, last layer of opposite sign: the same probabilities of the foreground"
@@ -168,7 +168,7 @@ def test_resumed_is_bit_for_bit_uninterrupted(tmp_path, kw, which):
 
 def _iou(learn):
     p,y = predict_masks(learn),part_of(learn).y.numpy()
-    return np.nanmean([(p[:,k]&y[:,k]).sum()/(p[:,k]|y[:,k]).sum() for k in range(p.shape[1])])
+    return np.mean([(p[:,k]&y[:,k]).sum()/n for k in range(p.shape[1]) if (n:=(p[:,k]|y[:,k]).sum())])
 
 # --- scores ------------------------------------------------------------------------------------------------
 def items(n, cases=2): return pd.DataFrame(dict(file=[f'{i:03d}' for i in range(n)], label=0, group=[f'c{i%cases}' for i in range(n)]))
@@ -316,6 +316,17 @@ def test_undefined_values():
     assert np.isnan(df.hd95['better']) and df.status['better']=='undecided' and (df.missed_cases['better'],df.missed_images['better'])==(6,12)
     assert show_table(df.reset_index()).loc['better','missed cases (images)']=='6 (12)' and 'missed cases (images)' in metrics_table(EXP, none, 'smoke', boots=100)
     assert compare(EXP, [], 'smoke').attrs['metric']=='iou' and show_table(compare(EXP, [], 'smoke', metric='hd95')).status.tolist()==['not run']*2
+
+def test_healthy_cases():
+    "A healthy case that is left alone is left out by default, so it neither helps nor harms; with `empty=1` it counts"
+    rs = copy.deepcopy(both())
+    for r in rs:
+        o = r['scores']['test']['masks']['lesion']
+        for i,g in enumerate(r['scores']['test']['group']):
+            if g=='c0': o['tp'][i] = o['fn'][i] = 0; o['fp'][i] = 0 if r['row']=='better' else 1
+    df,one = (compare(EXP, rs, 'smoke', boots=100, empty=e).set_index('model') for e in ('skip',1))
+    assert df.units.to_dict()==dict(plain=6, better=5) and one.units.to_dict()==dict(plain=6, better=6)
+    assert one.iou['better']==pytest.approx((5*df.iou['better']+1)/6) and one['diff']['better']>df['diff']['better']
 
 def test_wrong_questions():
     with pytest.raises(ArgumentError, match='choose from iou'): compare(EXP, both(), 'smoke', metric='auc')

@@ -309,22 +309,22 @@ def _draws(V, W, rng):
     per = np.divide(W@np.nan_to_num(V).T, n, out=np.full(n.shape, np.nan), where=n>0)  # draws runs
     return np.take_along_axis(per, rng.integers(len(V), size=per.shape), 1).mean(1)
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #32b3483b
-def _units(record, split, metric, per, mask):
+# %% ../../nbs/lab/20_lab.experiments.ipynb #1f36970a
+def _units(record, split, metric, per, mask, empty):
     "Values of a record's units, and what must agree between records: the units, their groups, and how they were scored"
     s = _of_split(record, split)
-    v = segment_values(record, split, metric, per, mask)
+    v = segment_values(record, split, metric, per, mask, empty)
     same = record['data']['fingerprint'],tuple(s['file']),tuple(s['size']),tuple(s['names']),s['threshold'],s.get('attack'),tuple(s.get('clamp') or ())
     return v.to_numpy(),(np.array(s['group']) if per=='image' else v.index.to_numpy()),same
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #bd65e2c0
+# %% ../../nbs/lab/20_lab.experiments.ipynb #e16cc825
 class _MaskJudge:
     "Numbers of rows of segmentation runs: alone, and against another row"
     test = 'sign flips'
-    def __init__(self, by, split, boots, metric, per, mask):
+    def __init__(self, by, split, boots, metric, per, mask, empty):
         if per not in ('case','image'): raise ArgumentError('per', per, "models are compared per 'case' or 'image'")
         self.by,self.split,self.metric,self.mask = by,split,metric,mask
-        got = {k:[_units(r, split, metric, per, mask) for r in rs] for k,rs in by.items() if rs}
+        got = {k:[_units(r, split, metric, per, mask, empty) for r in rs] for k,rs in by.items() if rs}
         first = next((o[0] for o in got.values()), None)
         for k,rs in got.items():
             for r,o in zip(by[k], rs):
@@ -356,7 +356,7 @@ def against(self:_MaskJudge, name, base):
     lo,hi = _interval(d)
     return dict(diff=float(_mean(_mean(A, 1))-_mean(_mean(B, 1))), low=lo, high=hi, se=np.nanstd(d, ddof=1), p=sign_flip_test(_mean(A, 0)-_mean(B, 0), self.groups))
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #f5a673e7
+# %% ../../nbs/lab/20_lab.experiments.ipynb #46c36c58
 def compare(
     exp:Experiment, # Gives rows, baseline and published numbers
     records:list, # Records of this experiment, as from `run_experiment` or `Ledger.records`
@@ -366,6 +366,7 @@ def compare(
     metric:str|None=None, # 'auc' (default) or another of `metrics.METRICS`, of more than two classes the macro mean; of masks 'iou' (default) or another of `SEGMENT_METRICS`
     per:str='case', # Of masks: a value for each 'case' (group) or 'image'
     mask:str|None=None, # Of masks: which, as for `segment_values`; default: the mean over all
+    empty='skip', # Of masks: IoU and Dice where nothing is there and nothing was found, as for `segment_values`
 )->pd.DataFrame: # One row a model: runs, auc, auc_low, auc_high (or named after another metric), sd, diff, low, high, se, p, p_holm, parameters, published, status; of masks also units, missed_cases, missed_images
     "The experiment's table from its records; rows without records say 'not run'"
     by = _by_row(exp, records, preset)
@@ -374,7 +375,7 @@ def compare(
     own,known = ('iou',tuple(SEGMENT_METRICS)) if task=='segment' else ('auc',METRICS)
     metric = metric or own
     if metric not in known: raise ArgumentError('metric', metric, f"choose from {', '.join(known)}")
-    judge = _MaskJudge(by, split, boots, metric, per, mask) if task=='segment' else _ScoreJudge(by, split, boots, metric)
+    judge = _MaskJudge(by, split, boots, metric, per, mask, empty) if task=='segment' else _ScoreJudge(by, split, boots, metric)
     df = pd.DataFrame([_line(exp, name, by, judge, preset, metric, _printed(exp, name, metric, own)) for name in exp.rows])
     df.loc[df.p.notna(), 'p_holm'] = holm(df.p.dropna())
     df.attrs.update(metric=metric, test=judge.test)
@@ -415,7 +416,7 @@ def show_table(
         'paper':['not known' if pd.isna(o) else format(o, f) for o in df.published], 'status':df.status}
     return pd.DataFrame(cols).set_axis(pd.Index(df.model, name='model'))
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #e83828a1
+# %% ../../nbs/lab/20_lab.experiments.ipynb #4f1d6968
 def metrics_table(
     exp:Experiment, # Gives the rows
     records:list, # Records of runs that segment
@@ -423,7 +424,7 @@ def metrics_table(
     split:str|None=None, # 'test' or 'valid'; default: as `scored_part` says
     metrics=('iou','dice','fn_rate','fp_rate','hd95'), # Some of `SEGMENT_METRICS`
     boots:int=2000, # Bootstrap draws
-    **kw, # `per` and `mask`, as for `compare`
+    **kw, # `per`, `mask` and `empty`, as for `compare`
 )->pd.DataFrame: # Strings, indexed by model
     "Mean and 95 % interval of each metric; beside HD95 the cases and images in which nothing was found though something was there"
     dfs,cols = {m:compare(exp, records, preset, split, boots, m, **kw) for m in metrics},{}

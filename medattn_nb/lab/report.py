@@ -420,11 +420,11 @@ def _legend(df):
     "What the columns mean"
     return _tag('dl', ''.join(_tag('dt', escape(k)) + _tag('dd', escape(v[0].upper()+v[1:]) + '.') for k,v in _columns.items() if k in df))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #2c815e3f
+# %% ../../nbs/lab/40_lab.report.ipynb #e0e3c03d
 def _claims(exp):
     "What the paper says of its rows, with the place"
     said = {1:'better than the baseline', -1:'worse than the baseline', None:'no claim'}
-    rows = [f"{k}{f', {m}' if m else ''}: {said[o.direction]}{f', {o.value:.3f}' if o.value is not None else ''}{f' ({o.source})' if o.source else ''}" for k,v in exp.published.items() for m,o in (v.items() if isinstance(v, dict) else [('',v)])]
+    rows = [f"{k}{f', {_metric_name(m)}' if m else ''}: {said[o.direction]}{f', {o.value:.3f}' if o.value is not None else ''}{f' ({o.source})' if o.source else ''}" for k,v in exp.published.items() for m,o in (v.items() if isinstance(v, dict) else [('',v)])]
     return _tag('p', 'The paper says: ' + escape('; '.join(rows)) + '.') if rows else ''
 
 # %% ../../nbs/lab/40_lab.report.ipynb #590abe6d
@@ -601,13 +601,13 @@ def _machine(records):
         'packages':each(lambda e: ', '.join(f'{k} {v}' for k,v in e['versions'].items() if v)), 'git commit':each(git)}
     return pd.DataFrame({'value':rows.values()}, index=pd.Index(rows, name='environment'))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #95d1c6e6
+# %% ../../nbs/lab/40_lab.report.ipynb #54f2dc59
 def _runs(records, split):
     "One line a run"
     def num(v, spec='.3f'): return '–' if v is None else format(v, spec)
     def masks(r):
         m = r['metrics'][split]
-        return {'seed':r['seed'], **({'fold':r['recipe']['fold']} if r['recipe']['split']=='folds' else {}), **{f'{_metric_name(k)}, {split}':num(m.get(k), '.2f' if k=='hd95' else '.3f') for k in ('iou','dice','hd95','fn_rate','fp_rate')},
+        return {'seed':r['seed'], **({'fold':f"{r['recipe']['fold']+1} of {r['recipe']['folds']}"} if r['recipe']['split']=='folds' else {}), **{f'{_metric_name(k)}, {split}':num(m.get(k), '.2f' if k=='hd95' else '.3f') for k in ('iou','dice','hd95','fn_rate','fp_rate')},
             'images missed':m['hd95_missed'], **cost(r)}
     def cost(r): return {'training':f"{r['seconds']:.0f} s", 'memory':'–' if r['memory_mb'] is None else f"{r['memory_mb']:.0f} MB", 'resumed at epoch':r['resumed'] or '–'}
     def scores(r):
@@ -623,12 +623,12 @@ def _command(exp, records, preset):
     cmd += ''.join(f" --set {k}={_show(v)}" for k,v in _changed(exp, records, preset).items() if not isinstance(v, list))
     return cmd + (f" --seeds {','.join(map(str, seeds))}" if seeds and seeds!=sorted(exp.seeds.get(preset, seeds)) else '')
 
-# %% ../../nbs/lab/40_lab.report.ipynb #1e06bb36
+# %% ../../nbs/lab/40_lab.report.ipynb #eb3ab428
 def _details(exp, records, preset, split):
     again = '<h2>Run it again</h2>\n' + _tag('pre', _tag('code', escape(_command(exp, records, preset))))
     if not records: return again
     d = records[0]['data']
-    says = f"{d['name']}: images by split and class"
+    says = f"{d['name']}: images by split and class{', first fold' if records[0]['recipe'].get('split')=='folds' else ''}"
     prints = _tag('p', f"Fingerprint of the images <code>{escape(d['fingerprint'])}</code>, of images, classes and split <code>{escape(d['split_fingerprint'])}</code>.")
     return '\n'.join(['<h2>Details</h2>', _table(_runs(records, split), f"Runs. {'Masks' if _masks_only(records) else 'Sensitivity and specificity'} on the {split} images at a threshold of 0.5."),
         _table(_counts(records[0]), says), prints, _table(_recipe(records), 'Recipe', 'words'), _table(_machine(records), 'Environment', 'words'), again])

@@ -95,9 +95,9 @@ def _table(tp, fp, fn, pixels):
     "Counts of images or cases as tables (n,2,2), as `confusion_counts` gives them"
     return np.stack([np.stack([pixels-tp-fp-fn,fp], -1),np.stack([fn,tp], -1)], -2)
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #94053e32
-_of_counts = dict(iou=lambda C: jaccard(C, reduction='none')[:,0], dice=lambda C: dice(C, reduction='none')[:,0], fn_rate=lambda C: fn_rate(C, reduction='none')[:,0],
-    fp_rate=lambda C: fp_rate(C, reduction='none')[:,0], precision=lambda C: _over(C[:,1,1], C[:,:,1].sum(1)), missed=lambda C: np.where(C[:,1].sum(1)>0, 1.*(C[:,:,1].sum(1)==0), np.nan))
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #6fab9c34
+_of_counts = dict(iou=lambda C,e: jaccard(C, empty=e, reduction='none')[:,0], dice=lambda C,e: dice(C, empty=e, reduction='none')[:,0], fn_rate=lambda C,e: fn_rate(C, reduction='none')[:,0],
+    fp_rate=lambda C,e: fp_rate(C, reduction='none')[:,0], precision=lambda C,e: _over(C[:,1,1], C[:,:,1].sum(1)), missed=lambda C,e: np.where(C[:,1].sum(1)>0, 1.*(C[:,:,1].sum(1)==0), np.nan))
 
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #0d5564d5
 def _units(s, per):
@@ -150,13 +150,14 @@ def _of_split(record, split):
     if s is None or 'masks' not in s: raise ResultError('record', f"{record['row']}, seed {record['seed']}", f'it has no segmentation scores of {split!r}')
     return s
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #be8b7ad2
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #d97f0e39
 def segment_values(
     record:dict, # Record of a run that segments, or scores as from `segment_scores`
     split:str='test', # Which images
     metric:str='iou', # One of `SEGMENT_METRICS`
     per:str='case', # 'case', 'image', or 'all' (all pixels pooled)
     mask:str|None=None, # A mask's name, 'micro' for all in one, 'background'; `None` for the mean over masks
+    empty='skip', # IoU and Dice where nothing is there and nothing was found: 'skip', or a value such as 1
 )->pd.Series: # One value a unit, nan where it is left out; the index names the units
     "A metric for each case or image, from the scores in a record"
     if metric not in SEGMENT_METRICS: raise ArgumentError('metric', metric, f"choose from {', '.join(SEGMENT_METRICS)}")
@@ -166,7 +167,7 @@ def segment_values(
     if metric=='hd95': V = [_distance(o, unit, len(names)) for o in own]
     else:
         parts = [[_summed(o[k], unit, len(names)) for k in ('tp','fp','fn')] + [px*np.bincount(unit, minlength=len(names))] for o in own]
-        V = [_of_counts[metric](_table(*o)) for o in (np.sum(parts, 0)[None] if mask=='micro' else parts)]
+        V = [_of_counts[metric](_table(*o), empty) for o in (np.sum(parts, 0)[None] if mask=='micro' else parts)]
     return pd.Series(_mean(V, 0), names, name=metric)
 
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #13bf2e4f

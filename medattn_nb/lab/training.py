@@ -64,31 +64,30 @@ def _pairs(o):
     "Options as sorted pairs, so that they can be hashed and their order does not matter"
     return tuple(sorted(o.items() if isinstance(o, dict) else (tuple(p) for p in o)))
 
-# %% ../../nbs/lab/00_lab.training.ipynb #6c81856c
+# %% ../../nbs/lab/00_lab.training.ipynb #5afca289
 @dataclass(frozen=True, kw_only=True)
-class _Task:
-    "What a network learns and on which images it is tested"
-    task:str = 'classify' # 'classify' (a label for each image) or 'segment' (for each pixel)
-    masks:tuple = () # To segment: names of the data set's masks, an output each; empty for all of them in one
-    mode:str = 'multilabel' # To segment: 'multilabel' (each mask by itself, sigmoid) or 'multiclass' (background and masks, a later mask on top of an earlier one, softmax)
-    reverse:bool = False # To segment: learn the background as 1? Predictions are turned back
-    fold:int = 0 # Which fold is the test part, from 0
-    folds:int = 5 # Number of folds
-    loss_options:tuple = () # Settings of the loss: a dict or pairs
-
-# %% ../../nbs/lab/00_lab.training.ipynb #cbc5dcbc
-@dataclass(frozen=True, kw_only=True)
-class Recipe(_Task):
-    "Everything that changes the numbers of a run; hashable, and written into its record"
+class _Images:
+    "Which images a network learns and is tested on, and what it sees of them"
     data:str # Name of a data set, as in `datasets.load`
     data_options:tuple = () # Options of that data set: a dict or pairs
     split:str = 'official' # 'official' (the data set's own; where it has no valid part, that is drawn by group from train), 'grouped' (drawn, no patient on two sides), 'random' (drawn by image: leaks) or 'folds' (cross-validation over groups: fold `fold` is the test part, the valid part is drawn from the rest)
+    fold:int = 0 # Which fold is the test part, from 0
+    folds:int = 5 # Number of folds
     valid_fraction:float = .2 # Share of the images held out, for a drawn split
     split_seed:int = 0 # Seed of a drawn split; apart from `seed`, so that runs share their cases
     size:int|tuple = 224 # Side of the input in pixels; to segment, also (height, width)
     preprocess:tuple = ('resize',) # Steps from image file to input; see `data.transforms`
     augment:tuple = () # Random changes of a training batch; see `data.augment`
     channels:int = 3 # 1, 3, or the number of modalities of the data set
+
+# %% ../../nbs/lab/00_lab.training.ipynb #ab982feb
+@dataclass(frozen=True, kw_only=True)
+class Recipe(_Images):
+    "Everything that changes the numbers of a run; hashable, and written into its record"
+    task:str = 'classify' # 'classify' (a label for each image) or 'segment' (for each pixel)
+    masks:tuple = () # To segment: names of the data set's masks, an output each; empty for all of them in one
+    mode:str = 'multilabel' # To segment: 'multilabel' (each mask by itself, sigmoid) or 'multiclass' (background and masks, a later mask on top of an earlier one, softmax)
+    reverse:bool = False # To segment: learn the background as 1? Predictions are turned back
     model:str = 'resnet18' # Name of a backbone
     attention:str|None = None # Name of an attention module; `None` for the plain network
     attention_options:tuple = () # Its options: a dict or pairs
@@ -97,6 +96,7 @@ class Recipe(_Task):
     weights:str|None = None # 'imagenet' starts from pretrained weights, `None` from scratch
     keep_identity:bool = True # Keep attention modules' own zero starts?
     loss:str = 'ce' # 'ce', cross entropy, or another of `losses.available()`
+    loss_options:tuple = () # Settings of the loss: a dict or pairs
     optimiser:str = 'sgd' # 'sgd', 'adam' or 'adamw', as in `torch.optim`
     lr:float = .05 # Initial learning rate
     momentum:float = .9 # Momentum of SGD; beta 1 of Adam
