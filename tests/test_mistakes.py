@@ -1,5 +1,6 @@
 "Learning To Pay Attention To Mistakes: sizes, shapes, readings and bad input of its networks, and its tables as data"
 import copy, pickle
+import numpy as np
 import pytest, torch
 import torch.nn.functional as F
 from torch import nn
@@ -361,6 +362,10 @@ def test_scoreboard_and_fields_of_a_run(tmp_path):
     df = scoreboard(exp, recs, 'smoke')
     assert list(df.index)==['Unet','RFNA'] and (df.runs==1).all() and not (df=='not run').any(axis=None)
     assert (scoreboard(exp, [], 'smoke').drop(columns='runs').filter(like='here')=='not run').all(axis=None)
+    m = [released_measures(r) for r in recs]
+    assert all(set(o)=={'IoU','FN','FP'} and all(0<=v<=1 for v in o.values()) for o in m)
+    empty = np.array(recs[0]['scores']['test']['masks']['enhancing_core']['tp'])+np.array(recs[0]['scores']['test']['masks']['enhancing_core']['fn'])==0
+    assert m[0]['FN']>=empty.mean()-1e-9
     f = measure_fields(recs[0], tmp_path/'ck', size=96, n=2)
     assert f['table']==f"{exp.table}-fields" and set(f['metrics'])=={'before','after'} and 0<f['metrics']['before']['radius']<96
     Ledger(tmp_path).write(f); assert Ledger(tmp_path).records('mistakes', f['table'])[0]['metrics']==f['metrics']

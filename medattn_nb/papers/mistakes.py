@@ -9,9 +9,9 @@ __all__ = ['SITES', 'KINDS', 'MODELS', 'NAMES', 'PRINTED_SIZES', 'RFNA_READINGS'
            'ISLES', 'CITY', 'FIGURE7', 'DIALS', 'EXPERIMENTS', 'FIELD_ROWS', 'InstanceNorm', 'double_conv', 'Block',
            'Skip', 'UNet', 'MistakeAttention', 'FPA', 'RFNA', 'ReleasedSCSE', 'ReleasedCBAM', 'ReleasedGate',
            'ReleasedGC', 'unet', 'n_weights', 'parameters', 'printed', 'same_size', 'rows', 'claims', 'figure7_rows',
-           'measure_fields', 'scoreboard']
+           'measure_fields', 'scoreboard', 'released_measures']
 
-# %% ../../nbs/papers/70_papers.mistakes.ipynb #c43e6c8f
+# %% ../../nbs/papers/70_papers.mistakes.ipynb #21b76882
 import inspect
 from functools import partial
 from io import StringIO
@@ -30,6 +30,7 @@ from ..lab.receptive import effective_receptive_field
 from ..lab.report import load_trained
 from ..lab.segmentation import segment_values
 from ..lab.training import Recipe
+from ..segmetrics import fpa_fn_rate,fpa_fp_rate,fpa_iou
 
 # %% ../../nbs/papers/70_papers.mistakes.ipynb #53fd17d4
 class InstanceNorm(nn.InstanceNorm2d):
@@ -547,3 +548,15 @@ def scoreboard(
         here = {f'{n} here':ours(rs, m, s) for n,m,s in (('IoU (%)','iou',100),('HD95','hd95',1),('FN (%)','fn_rate',100),('FP (%)','fp_rate',100))}
         return dict(runs=len(rs), **here, **{f'{n} paper':theirs[n].get(k, '–') for n in ('IoU','HD','FN')})
     return pd.DataFrame({k:one(k) for k in exp.rows}).T.rename_axis('network')
+
+# %% ../../nbs/papers/70_papers.mistakes.ipynb #8b21b23a
+def released_measures(
+    record:dict, # Record of a run that segments one mask
+    split:str='test', # Which images
+)->dict: # 'IoU', 'FN' and 'FP' as the released code computes them, from 0 to 1
+    "What the authors' code would have printed for the predictions of a run"
+    s = record['scores'][split]
+    (o,) = (s['masks'][k] for k in s['names'])
+    tp,fp,fn = (np.array(o[k]) for k in ('tp','fp','fn'))
+    C = np.stack([np.stack([s['size'][0]*s['size'][1]-tp-fp-fn,fp], -1),np.stack([fn,tp], -1)], -2)
+    return dict(IoU=fpa_iou(C).value, FN=fpa_fn_rate(C).value, FP=fpa_fp_rate(C).value)
