@@ -218,6 +218,13 @@ def test_the_background():
         with pytest.raises(ArgumentError, match=says): segment_values(m, **kw)
     with pytest.raises(ArgumentError, match='background'): segment_values(segment_scores(two, two, items(6), ('a','b')), mask='background')
 
+def test_counts_as_tables():
+    from medattn_nb.segmetrics import confusion_counts
+    t,p = drawn(3)
+    s = segment_scores(p, t, items(6), ('a','b'))
+    for k,m in enumerate('ab'): assert (count_tables(s, mask=m)==confusion_counts(p[:,k], t[:,k])).all()
+    with pytest.raises(ArgumentError, match='choose from a, b'): count_tables(s)
+
 def test_hd95_of_a_case_is_the_mean_of_its_images_and_the_rest_is_counted():
     t = np.zeros((5,1,9,9), bool); p = t.copy()
     t[:3,0,2:5,2:5] = True; p[0] = t[0]; p[1,0,2:5,4:7] = True; p[3,0,0,0] = True

@@ -6,7 +6,8 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.segmentation.html.md"""
 
 # %% auto #0
 __all__ = ['BINS', 'SEGMENT_METRICS', 'LOWER_IS_BETTER', 'rim_distance', 'segment_scores', 'segment_values', 'segment_metrics',
-           'left_out', 'join_folds', 'boundary_curve', 'boundary_figure', 'overlay_figure', 'attacked', 'evaluate_run']
+           'left_out', 'count_tables', 'join_folds', 'boundary_curve', 'boundary_figure', 'overlay_figure', 'attacked',
+           'evaluate_run']
 
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #da122b8a
 from collections import defaultdict
@@ -193,6 +194,18 @@ def left_out(
         case = np.unique(scores['group'], return_inverse=True)[1]
         n += [(t&p).sum(),(t&~p).sum(),(~t&p).sum(),(~t&~p).sum(),len(set(case[t])-set(case[t&p]))]
     return dict(zip(('hd95_images','hd95_missed','hd95_invented','hd95_empty','hd95_missed_cases'), n.tolist()))
+
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #9e59d281
+def count_tables(
+    record:dict, # Record of a run that segments, or scores as from `segment_scores`
+    split:str='test', # Which images
+    mask:str|None=None, # Which mask; may be left out where there is one
+)->np.ndarray: # (n,2,2) as from `confusion_counts`; row: truth, column: prediction
+    "The counts of each image"
+    s = _of_split(record, split)
+    if mask is None and len(s['names'])>1: raise ArgumentError('mask', mask, f"choose from {', '.join(s['names'])}")
+    o = _chosen(s, mask or s['names'][0], 'iou')[0]
+    return _table(*(np.array(o[k]) for k in ('tp','fp','fn')), s['size'][0]*s['size'][1])
 
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #f3e93c08
 def join_folds(

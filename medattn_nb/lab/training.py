@@ -397,7 +397,7 @@ def _metrics(n_classes):
     more = AccumMetric(_macro_auc, flatten=False, name='auc')
     return [AvgMetric(accuracy), two if n_classes==2 else more]
 
-# %% ../../nbs/lab/00_lab.training.ipynb #4a26c6f1
+# %% ../../nbs/lab/00_lab.training.ipynb #dd1afe21
 class Overlap(Metric):
     "IoU or Dice of each mask, the pixels of the epoch pooled, averaged over masks"
     def __init__(self, name): self._name = name
@@ -407,7 +407,7 @@ class Overlap(Metric):
         self.counts = self.counts + torch.stack([o.sum((0,2,3)) for o in (p&y,p,y)])
     @property
     def value(self):
-        both,p,y = self.counts.double()
+        both,p,y = self.counts.cpu().double()
         return float((both/(p+y-both) if self._name=='iou' else 2*both/(p+y)).nanmean())
     @property
     def name(self): return self._name
