@@ -7,7 +7,7 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.pixels.html.md"""
 # %% auto #0
 __all__ = ['pixel_modules', 'pixel_attention', 'pixel_figure', 'pixel_widget']
 
-# %% ../../nbs/lab/32_lab.pixels.ipynb #e9d2a972
+# %% ../../nbs/lab/32_lab.pixels.ipynb #d39714bd
 import io
 from functools import cache
 import numpy as np
@@ -16,17 +16,16 @@ from PIL import Image
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import nn,Tensor
-from ..attention import Pairwise
 from ..core import ArgumentError,MissingPackage
 from ..figures import OKABE_ITO,SEQ,_image,png_uri,show_images
 from .explain import _ready,_undisturbed
 
-# %% ../../nbs/lab/32_lab.pixels.ipynb #74c41761
+# %% ../../nbs/lab/32_lab.pixels.ipynb #81ff4ce2
 def pixel_modules(
     model:nn.Module, # Any network
 )->dict: # Name in the network -> module, in its order
     "The modules of `model` in which positions attend to positions"
-    return {n:m for n,m in getattr(model, '_orig_mod', model).named_modules() if isinstance(m, Pairwise)}
+    return {n:m for n,m in getattr(model, '_orig_mod', model).named_modules() if hasattr(m, 'rows')}
 
 # %% ../../nbs/lab/32_lab.pixels.ipynb #b7326507
 def _module(model, name):

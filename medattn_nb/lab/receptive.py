@@ -8,7 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.receptive.html.md"""
 __all__ = ['ReceptiveField', 'receptive_field', 'map_sizes', 'EffectiveField', 'effective_receptive_field', 'field_table',
            'half_width', 'receptive_figure']
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #cca2702c
+# %% ../../nbs/lab/33_lab.receptive.ipynb #a41b8373
 import contextlib,copy,difflib
 from dataclasses import dataclass,field
 import numpy as np
@@ -22,7 +22,6 @@ from torch import nn,Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from ..attention import Pairwise
 from ..core import ArgumentError,ShapeError,local_seed
 from ..figures import OKABE_ITO,SEQ
 from .explain import _ready,_undisturbed
@@ -355,14 +354,14 @@ def receptive_field(
     if g is None or not g.any(): raise ArgumentError('layer', layer or 'output', "the unit depends on no pixel by local paths; count all of them with paths='all'")
     return ReceptiveField((g[0]!=0).any(0).numpy(), layer or 'output', unit, tuple(out.shape[2:]), paths, tuple(sorted(mode.left)), tuple(sorted(mode.other)))
 
-# %% ../../nbs/lab/33_lab.receptive.ipynb #63c9ccb8
+# %% ../../nbs/lab/33_lab.receptive.ipynb #b9c3c9ae
 def _own_positions(model, mode):
     "Hooks on the copy `model`: by local paths each position of a `Pairwise` module depends on itself; all paths are left as computed"
     def own(m, a, out):
         mode.left.add('attention')
         return out if mode.whole else _mark(a[0].mean(1, keepdim=True).expand_as(out))
     for m in model.modules():
-        if isinstance(m, Pairwise): m.register_forward_hook(own)
+        if hasattr(m, 'rows'): m.register_forward_hook(own)
 
 # %% ../../nbs/lab/33_lab.receptive.ipynb #e06b809d
 def map_sizes(
