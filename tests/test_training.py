@@ -1,6 +1,7 @@
 "Training: frozen recipes, a run that is really killed, precision and layout options, and what is refused"
 import math, dataclasses, signal, subprocess, sys
-import pytest, torch
+import numpy as np, pytest, torch
+from fastai.callback.core import Callback
 from medattn_nb.core import ArgumentError, ResultError
 from medattn_nb.data.datasets import leaks
 from medattn_nb.lab import training
@@ -33,7 +34,7 @@ def test_hashes_are_frozen(kw, h):
     r = Recipe(**kw)
     assert r.hash==h and Recipe.from_dict(r.to_dict())==r
 
-@pytest.mark.parametrize('kw', [dict(epochs=0), dict(size=1.5), dict(batch_size=0), dict(lr=0), dict(gamma=-1), dict(split='patient'), dict(channels=0),
+@pytest.mark.parametrize('kw', [dict(epochs=0), dict(size=1.5), dict(batch_size=0), dict(lr=0), dict(gamma=-1), dict(power=0), dict(split='patient'), dict(channels=0),
     dict(loss='mse'), dict(optimiser='lamb'), dict(schedule='cosine'), dict(amp='fp8'), dict(valid_fraction=1), dict(augment=('spin',))])
 def test_fields_that_cannot_work(kw):
     with pytest.raises(ArgumentError, match=next(iter(kw))): TINY.replace(**kw)
@@ -65,6 +66,28 @@ def test_killed_and_resumed_is_bit_for_bit_uninterrupted(tmp_path):
     assert a['model'].keys()==b['model'].keys() and all(torch.equal(v, b['model'][k]) for k,v in a['model'].items())
     assert a['history']==b['history'] and len(a['history'])==4
 
+@pytest.mark.parametrize('kw', [dict(schedule='onecycle'), dict(schedule='poly', optimiser='amsgrad', lr=1e-3)], ids=str)
+def test_schedules_by_batch_resume_exactly(kw, tmp_path):
+    class Killed(Exception): pass
+    def kill(row): raise Killed('now')
+    kw = dict(kw, epochs=3, batch_size=8)
+    whole = run(**kw)
+    with pytest.raises(Killed): run(**kw, checkpoints=tmp_path, on_epoch=kill)
+    again = run(**kw, checkpoints=tmp_path)
+    assert again.resumed==1 and [o['lr'] for o in again.history]==[o['lr'] for o in whole.history]
+    assert all(torch.equal(v, again.learn.model.state_dict()[k]) for k,v in whole.learn.model.state_dict().items())
+
+def test_a_rate_is_set_for_every_batch():
+    "The rates that the optimiser really used are those of `lr_at`, batch by batch"
+    class Seen(Callback):
+        order = 70
+        def __init__(self): self.lr = []
+        def after_batch(self): self.lr += [self.opt.hypers[-1]['lr']] if self.training else []
+    s = Seen()
+    f = run(schedule='onecycle', epochs=2, batch_size=8, cbs=[s])
+    n = len(f.learn.dls.train); r = TINY.replace(schedule='onecycle', epochs=2, batch_size=8)
+    assert n>1 and np.allclose(s.lr, [r.lr_at(i/n) for i in range(2*n)], rtol=1e-12, atol=0) and np.argmax(s.lr)==round(n/2)
+
 def test_a_finished_run_is_only_loaded(tmp_path):
     a = run(checkpoints=tmp_path)
     b = run(checkpoints=tmp_path, on_epoch=lambda o: pytest.fail('trained again'))
@@ -72,7 +95,7 @@ def test_a_finished_run_is_only_loaded(tmp_path):
 
 # --- options -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('kw', [dict(amp='bf16'), dict(channels_last=True), dict(channels=1), dict(attention='cbam', attention_options=dict(reduction=8)),
-    dict(optimiser='adamw', lr=1e-3), dict(schedule='constant'), dict(augment=('hflip','vflip','crop')), dict(amp='bf16', channels_last=True, attention='gc')], ids=str)
+    dict(optimiser='adamw', lr=1e-3), dict(optimiser='amsgrad', lr=1e-3), dict(schedule='constant'), dict(schedule='onecycle'), dict(schedule='poly'), dict(augment=('hflip','vflip','crop')), dict(amp='bf16', channels_last=True, attention='gc')], ids=str)
 def test_options_train(kw):
     f = run(**kw)
     p = predict(f.learn, 'test')

@@ -24,9 +24,10 @@ with warnings.catch_warnings():
     warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
     import fastai.layers
 
-# %% ../../nbs/lab/00_lab.training.ipynb #32a8a1ff
+# %% ../../nbs/lab/00_lab.training.ipynb #4a96a8da
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.schedule import combined_cos
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import AvgMetric,Learner,Metric
@@ -42,11 +43,11 @@ from ..data.volumes import fold_cases
 from ..losses import available as available_losses,create as create_loss
 from ..metrics import macro_auc,roc_auc
 
-# %% ../../nbs/lab/00_lab.training.ipynb #fd60e93d
+# %% ../../nbs/lab/00_lab.training.ipynb #a6e99a20
 TASKS = 'classify','segment'
 SPLITS = 'official','grouped','random','folds'
-OPTIMISERS = {'sgd':torch.optim.SGD, 'adam':torch.optim.Adam, 'adamw':torch.optim.AdamW}
-SCHEDULES = 'step','constant'
+OPTIMISERS = {'sgd':torch.optim.SGD, 'adam':torch.optim.Adam, 'adamw':torch.optim.AdamW, 'amsgrad':partial(torch.optim.Adam, amsgrad=True)}
+SCHEDULES = 'step','constant','onecycle','poly'
 AMP = None,'fp16','bf16'
 
 def _tidy(r):
@@ -80,7 +81,7 @@ class _Images:
     augment:tuple = () # Random changes of a training batch; see `data.augment`
     channels:int = 3 # 1, 3, or the number of modalities of the data set
 
-# %% ../../nbs/lab/00_lab.training.ipynb #ab982feb
+# %% ../../nbs/lab/00_lab.training.ipynb #c9b265b0
 @dataclass(frozen=True, kw_only=True)
 class Recipe(_Images):
     "Everything that changes the numbers of a run; hashable, and written into its record"
@@ -97,13 +98,14 @@ class Recipe(_Images):
     keep_identity:bool = True # Keep attention modules' own zero starts?
     loss:str = 'ce' # 'ce', cross entropy, or another of `losses.available()`
     loss_options:tuple = () # Settings of the loss: a dict or pairs
-    optimiser:str = 'sgd' # 'sgd', 'adam' or 'adamw', as in `torch.optim`
+    optimiser:str = 'sgd' # 'sgd', 'adam', 'adamw' as in `torch.optim`, or 'amsgrad', Adam with AMSGrad
     lr:float = .05 # Initial learning rate
     momentum:float = .9 # Momentum of SGD; beta 1 of Adam
     weight_decay:float = 1e-4 # As `torch.optim` applies it: to all parameters
-    schedule:str = 'step' # 'step' or 'constant'
-    milestones:tuple = (.3,.6,.9) # Shares of the epochs after which the rate drops
-    gamma:float = .1 # Factor of each drop
+    schedule:str = 'step' # 'step', 'constant', or batch by batch 'onecycle' or 'poly'; see `Recipe.lr_at`
+    milestones:tuple = (.3,.6,.9) # Shares of the epochs after which the rate drops ('step')
+    gamma:float = .1 # Factor of each drop ('step')
+    power:float = .9 # Exponent of 'poly'
     epochs:int = 100 # Passes over the training images
     which_epoch:str = 'last' # Weights that count in the end: 'last', or 'best' by the AUC (to segment: the IoU) of the validation images
     batch_size:int = 64 # Images in a batch; the last one of an epoch may be smaller
@@ -116,7 +118,7 @@ class Recipe(_Images):
         _tidy(self)
         _check(self)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #cf40af61
+# %% ../../nbs/lab/00_lab.training.ipynb #8edfc8be
 def _check(r):
     "Raise `ArgumentError` for a field of recipe `r` that cannot work"
     for k,ok in dict(task=TASKS, split=SPLITS, mode=('multilabel','multiclass'), loss=available_losses(), optimiser=OPTIMISERS, schedule=SCHEDULES, amp=AMP,
@@ -125,7 +127,7 @@ def _check(r):
     for k in ('size','epochs','batch_size','channels'):
         for o in r.size if k=='size' and _is_pair(r.size) else [getattr(r, k)]:
             if not isinstance(o, int) or o<1: raise ArgumentError(k, getattr(r, k), 'use a whole number of at least 1')
-    for k in ('lr','gamma'):
+    for k in ('lr','gamma','power'):
         if not getattr(r, k)>0: raise ArgumentError(k, getattr(r, k), 'use a number above 0')
     if not 0<r.valid_fraction<1: raise ArgumentError('valid_fraction', r.valid_fraction, 'use a share between 0 and 1')
     check_augment(r.augment)
@@ -346,13 +348,15 @@ def opt_func(self:Recipe,
     kw = dict(momentum=self.momentum) if self.optimiser=='sgd' else dict(betas=(self.momentum, .999))
     return OptimWrapper(params, OPTIMISERS[self.optimiser], lr=lr or self.lr, weight_decay=self.weight_decay, **kw)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #1b02ab8b
+# %% ../../nbs/lab/00_lab.training.ipynb #8f053dc6
 @patch
 def lr_at(self:Recipe,
-    epoch:int, # From 0
+    epoch:float, # From 0; 2.5 is the middle of the third epoch
 )->float:
-    "Learning rate during `epoch`"
+    "Learning rate at `epoch`; within an epoch only 'onecycle' and 'poly' change it"
     if self.schedule=='constant': return self.lr
+    if self.schedule=='onecycle': return combined_cos(.25, self.lr/25, self.lr, self.lr/1e5)(epoch/self.epochs)
+    if self.schedule=='poly': return self.lr * (1-epoch/self.epochs)**self.power
     return self.lr * self.gamma**sum(epoch>=m*self.epochs-1e-9 for m in self.milestones)
 
 # %% ../../nbs/lab/00_lab.training.ipynb #37d915a9
@@ -364,11 +368,13 @@ class EpochSeed(Callback):
         s = seed_everything(derive_seed(self.seed, 'epoch', self.epoch), torch.are_deterministic_algorithms_enabled())
         self.learn.dls.train.rng = random.Random(s)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #f1b2238c
+# %% ../../nbs/lab/00_lab.training.ipynb #31ce2997
 class StepRate(Callback):
-    "Set the recipe's learning rate for the epoch"
+    "Set the recipe's learning rate for the epoch, or for the batch"
     def __init__(self, recipe): self.recipe = recipe
     def before_train(self): self.opt.set_hyper('lr', self.recipe.lr_at(self.epoch))
+    def before_batch(self):
+        if self.training and self.recipe.schedule in ('onecycle','poly'): self.opt.set_hyper('lr', self.recipe.lr_at(self.epoch+self.iter/self.n_iter))
 
 # %% ../../nbs/lab/00_lab.training.ipynb #5305baec
 class AutoCast(Callback):
