@@ -472,11 +472,20 @@ def learner(self:Recipe,
     metrics = [Overlap('iou'),Overlap('dice')] if self.task=='segment' else _metrics(len(data.classes))
     return Learner(dls, model, loss_func=_loss(self), opt_func=self.opt_func, lr=self.lr, metrics=metrics, cbs=cbs, wd_bn_bias=True)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #275aaa9e
+# %% ../../nbs/lab/00_lab.training.ipynb #7c9b37d9
+def _reading(recipe, data, dl):
+    "How a network of `recipe`, trained on `dl`, reads a picture, and what its outputs are called"
+    names = recipe.mask_names(data) if recipe.task=='segment' else data.classes
+    mean,std = (o.cpu() for o in dl.stats)
+    return dict(names=[str(o) for o in names], mean=mean, std=std, dtype=str(dl.x.dtype).removeprefix('torch.'), fingerprint=data.fingerprint if 'contents' in data._cache else None,
+        version=importlib.import_module('medattn_nb').__version__)
+
+# %% ../../nbs/lab/00_lab.training.ipynb #44da4afa
 class Checkpoint(Callback):
     "After each epoch: one row of history, and the state on disk"
     order = 60
-    def __init__(self, path, recipe, history, on_epoch, start, best=None): self.path,self.recipe,self.history,self.on_epoch,self.start,self.best = path,recipe,history,on_epoch,start,best
+    def __init__(self, path, recipe, history, on_epoch, start, best=None, reading=None):
+        self.path,self.recipe,self.history,self.on_epoch,self.start,self.best,self.reading = path,recipe,history,on_epoch,start,best,reading
     def before_fit(self): self.t = time.perf_counter()
     def before_epoch(self): self.t = time.perf_counter()
     def after_epoch(self):
@@ -492,7 +501,7 @@ class Checkpoint(Callback):
         scaler = getattr(self.learn, 'scaler', None)
         _save(dict(recipe=json.dumps(self.recipe.to_dict()), epoch=self.epoch+1, model=self.model.state_dict(), best=None if done else self.best, history=self.history,
             opt=None if done else self.opt.state_dict(), scaler=scaler.state_dict() if scaler else None,
-            smooth=(self.recorder.smooth_loss.count, float(self.recorder.smooth_loss.val))), self.path)
+            smooth=(self.recorder.smooth_loss.count, float(self.recorder.smooth_loss.val)), reading=self.reading), self.path)
 
 # %% ../../nbs/lab/00_lab.training.ipynb #60cdc01b
 def _is_best(history):
@@ -542,7 +551,7 @@ def checkpoint_path(
     "Where `fit` keeps the checkpoint of `recipe`"
     return Path(folder)/f'{recipe.hash}.pth'
 
-# %% ../../nbs/lab/00_lab.training.ipynb #ca267280
+# %% ../../nbs/lab/00_lab.training.ipynb #32743d16
 def fit(
     recipe:Recipe, # What to train
     data:Data|None=None, # As from `Recipe.load`; default: load it
@@ -553,13 +562,15 @@ def fit(
     cbs=(), # More fastai callbacks
 )->Fitted:
     "Train `recipe`, from its checkpoint where there is one, silently; the checkpoint stays, with the trained weights"
+    device = pick_device(device) if isinstance(device, str) else device
+    data = recipe.load(root) if data is None else data
     learn = recipe.learner(data, root, device, cbs)
     path = checkpoint_path(recipe, checkpoints) if checkpoints else None
     ck = _read(path, recipe)
     start,history = (ck['epoch'],ck['history']) if ck else (0,[])
     if ck: learn.model.load_state_dict(ck['model'])
     if start<recipe.epochs:
-        more = [Checkpoint(path, recipe, history, on_epoch, start, ck.get('best') if ck else None)] + ([Restore(ck)] if ck else [])
+        more = [Checkpoint(path, recipe, history, on_epoch, start, ck.get('best') if ck else None, _reading(recipe, data, learn.dls.train) if path else None)] + ([Restore(ck)] if ck else [])
         with learn.no_bar(), learn.no_logging(): learn.fit(recipe.epochs, lr=recipe.lr, cbs=more, start_epoch=start)
     return Fitted(learn, history, start)
 
