@@ -87,8 +87,8 @@ def segment_scores(
     if mode=='multiclass': own['background'] = _counts(~t.any(1), ~p.any(1))
     return dict(file=items.file.astype(str).tolist(), label=items.label.tolist(), group=groups, size=list(t.shape[2:]), names=list(names), threshold=threshold, masks=own)
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #f5682733
-SEGMENT_METRICS = dict(iou='IoU', dice='Dice', fn_rate='FN rate', fp_rate='FP rate', precision='precision', hd95='HD95 (pixels)', missed='missed')
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #513251c8
+SEGMENT_METRICS = dict(iou='IoU', dice='Dice', fn_rate='FN rate', fp_rate='FP rate', precision='precision', hd95='HD95 (pixels)', missed='missed', miou='MIoU', mpa='MPA')
 LOWER_IS_BETTER = 'fn_rate','fp_rate','hd95','missed'
 
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #941c7b94
@@ -96,9 +96,10 @@ def _table(tp, fp, fn, pixels):
     "Counts of images or cases as tables (n,2,2), as `confusion_counts` gives them"
     return np.stack([np.stack([pixels-tp-fp-fn,fp], -1),np.stack([fn,tp], -1)], -2)
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #6fab9c34
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #2f408903
 _of_counts = dict(iou=lambda C,e: jaccard(C, empty=e, reduction='none')[:,0], dice=lambda C,e: dice(C, empty=e, reduction='none')[:,0], fn_rate=lambda C,e: fn_rate(C, reduction='none')[:,0],
     fp_rate=lambda C,e: fp_rate(C, reduction='none')[:,0], precision=lambda C,e: _over(C[:,1,1], C[:,:,1].sum(1)), missed=lambda C,e: np.where(C[:,1].sum(1)>0, 1.*(C[:,:,1].sum(1)==0), np.nan))
+_of_counts |= dict(miou=_of_counts['iou'], mpa=lambda C,e: _over(C[:,1,1], C[:,1].sum(1)))
 
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #0d5564d5
 def _units(s, per):
@@ -107,10 +108,13 @@ def _units(s, per):
     if per=='all': return np.array(['all']),np.zeros(len(s['file']), int)
     return (np.array(s['file']),np.arange(len(s['file']))) if per=='image' else np.unique(s['group'], return_inverse=True)
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #454a728b
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #aa0c8671
 def _chosen(s, mask, metric):
     "The masks of scores `s` that are asked for, each a dict of lists"
     have,names = s['masks'],s['names']
+    if metric in ('miou','mpa'):
+        if mask is not None: raise ArgumentError('mask', mask, f"{metric} is the mean over the background and all masks; ask for 'iou' or 'fn_rate' of one")
+        return [*_chosen(s, 'background', 'iou'),*(have[k] for k in names)]
     if mask in (None,'micro'): return [have[k] for k in names]
     if mask in names or mask in have and metric not in ('hd95',): return [have[mask]]
     if mask=='background' and len(names)==1 and metric!='hd95': return [_swapped(have[names[0]], s)]
@@ -171,14 +175,15 @@ def segment_values(
         V = [_of_counts[metric](_table(*o), empty) for o in (np.sum(parts, 0)[None] if mask=='micro' else parts)]
     return pd.Series(_mean(V, 0), names, name=metric)
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #13bf2e4f
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #e78f8ed5
 def segment_metrics(
     scores:dict, # As from `segment_scores`
-)->dict: # Metric -> value: means over cases, pooled IoU and Dice, counts behind HD95; with several masks also 'metric:mask'
+)->dict: # Metric -> value: means over cases, pooled IoU and Dice, counts behind HD95; with several masks also 'metric:mask'; MIoU and MPA, per case and pooled, where the background was counted
     "Final metrics of one split from its scores"
     def value(k, per='case', mask=None): return float(_mean(segment_values(scores, metric=k, per=per, mask=mask)))
-    out = {k:value(k) for k in SEGMENT_METRICS} | {f'{k}_pooled':value(k, 'all') for k in ('iou','dice')}
-    if len(scores['names'])>1: out |= {f'{k}:{m}':value(k, mask=m) for m in scores['names'] for k in SEGMENT_METRICS}
+    one,all_ = [k for k in SEGMENT_METRICS if k not in ('miou','mpa')],['miou','mpa'] if len(scores['names'])==1 or 'background' in scores['masks'] else []
+    out = {k:value(k) for k in one} | {f'{k}_pooled':value(k, 'all') for k in ('iou','dice',*all_)} | {k:value(k) for k in all_}
+    if len(scores['names'])>1: out |= {f'{k}:{m}':value(k, mask=m) for m in scores['names'] for k in one}
     return out | dict(threshold=scores['threshold'], images=len(scores['file']), cases=len(set(scores['group']))) | left_out(scores)
 
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #795448f3
