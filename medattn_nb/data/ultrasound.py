@@ -331,7 +331,7 @@ us_info = DataSet('hydronephrosis-us', 'Hydronephrosis in kidney ultrasound, ten
     paper="A stand-in for A-PSPNet's frames, which are not public; no paper reproduced here used it.",
     signs=('data/[0-9]*/abnormal/*_M.jpg','images/fold01/abnormal/h*.jpg'))
 
-# %% ../../nbs/data/40_data.ultrasound.ipynb #46ede992
+# %% ../../nbs/data/40_data.ultrasound.ipynb #279ce3a8
 @register_dataset(us_info)
 def hydronephrosis_us(
     root, # The authors' repository, or the compact copy with a manifest.csv
@@ -339,13 +339,16 @@ def hydronephrosis_us(
     split:str='grouped', # 'grouped' (the compact copy's suggested split, else 70/15/15 by group), 'folds' (a published fold: leaky) or 'none'
     fold:int=1, # The published fold, 1 to 10, that is 'test' when `split` is 'folds'
     seed:int=0, # Chooses the split by group where none is suggested
+    group:str='study', # What stays together when a split is drawn: 'study', or with split='none' the published 'fold' or the single 'frame', which LEAK
 )->Data: # Extra column `fold`
     "Kidney frames with the dilated collecting system outlined, in the order of fold, class and name"
     if split!='folds' and fold!=1: raise ArgumentError('fold', fold, f"belongs to split='folds', not to split={split!r}")
+    if group not in ('study','fold','frame') or group!='study' and split!='none': raise ArgumentError('group', group, "use 'study', or with split='none' also 'fold' or 'frame'")
     root,compact = Path(root),(Path(root)/'manifest.csv').is_file()
     df = (_us_compact if compact else _us_original)(root, report).sort_values(['fold','kind','file'])
     suggested = df.pop('suggested') if 'suggested' in df else None
     df = df.assign(label=df.kind.map(_kinds.index), split=suggested if suggested is not None and split=='grouped' else '').drop(columns='kind')
+    df = df.assign(group=dict(study=df.group, fold=df.fold.map('fold{:02d}'.format), frame=df.file)[group])
     data = Data(replace(us_info, images=len(df), counts=()) if compact else us_info, df, root)
     def by_group(d): return split_groups(d, dict(train=.7, valid=.15, test=.15), seed)
     def by_fold(d): return published_fold(d, 'fold', fold)
