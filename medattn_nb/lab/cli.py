@@ -381,6 +381,43 @@ def _bench(a):
     done = run_bench(a.groups, a.device, a.repeats, a.out, a.only, _bench_line)
     print(''.join(f'\n{o}' for o in done) or 'no case matches')
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #4b24836d
+def _size(s):
+    "'473' as a side, '256,320' as height and width"
+    if not re.fullmatch(r'\d+(,\d+)?', s): raise argparse.ArgumentTypeError(f'{s!r} is no size; write 473, or 256,320 for height and width')
+    hw = tuple(map(int, s.split(',')))
+    return hw if len(hw)>1 else hw[0]
+
+# %% ../../nbs/lab/50_lab.cli.ipynb #1824824c
+def _counted(a):
+    "The network that the arguments describe, counted; raises `ArgumentError` where it cannot run on such an image"
+    from medattn_nb.core import ArgumentError,MedattnError,pick_device
+    from medattn_nb.lab.complexity import as_modules,complexity,network
+    net = network(a.model, a.classes, a.channels, a.attention, a.where, pick_device(a.device) if a.memory else 'meta', **_pairs(a.option))
+    try: return complexity(as_modules(net) if a.as_modules else net, a.size, a.channels, a.convention, memory=a.memory)
+    except MedattnError: raise
+    except (RuntimeError, ValueError, AssertionError) as e: raise ArgumentError('--size', a.size, f'{a.model} cannot run on it: {str(e).splitlines()[0]}') from e
+
+# %% ../../nbs/lab/50_lab.cli.ipynb #7464947a
+@_command('complexity', 'medattn complexity resnet50 --size 473 --attention cbam --where ends', _arg('model', nargs='?', metavar='MODEL', help="a network of torchvision, of ours or of a paper, or an attention module (--list names them)"),
+    _arg('--size', type=_size, default=224, metavar='N|H,W', help='side of the image, or height and width (default: 224)'), _arg('--channels', type=int, default=3, metavar='N', help='channels of the image, or of the feature map (default: 3)'),
+    _arg('--classes', type=int, metavar='N', help="logits (default: the network's own)"), _arg('--attention', metavar='NAME', help='attention module to insert'), _arg('--where', default='residual', metavar='PLACE', help='where: residual, ends, stage:1, ... (default: residual)'),
+    _arg('--option', action='append', default=[], metavar='KEY=VALUE', help='an option of the attention module, as --option reduction=8; may be repeated'),
+    _arg('--convention', default='torch', choices=('torch','fvcore','ptflops'), help='what counts as a multiply-accumulate (default: torch)'), _arg('--as-modules', action='store_true', help="CBAM's pools and ReLUs as modules, which ptflops sees"),
+    _arg('--depth', type=int, default=1, metavar='N', help='levels of modules to show (default: 1)'), _arg('--memory', type=int, default=0, metavar='N', help='also run it on N images and measure peak memory'), _device,
+    _arg('--format', default='text', choices=('text','markdown','csv'), help='text and markdown for readers, csv with all digits (default: text)'), _arg('--list', action='store_true', help='list the networks and stop'))
+def _complexity(a):
+    "Count parameters, multiply-accumulates and activations of a network, by module"
+    from medattn_nb.core import ArgumentError
+    if a.list:
+        from medattn_nb.lab.complexity import networks
+        return print('\n'.join(networks()))
+    if a.model is None: raise ArgumentError('MODEL', a.model, 'name a network; medattn complexity --list shows them')
+    c = _counted(a)
+    if a.format=='csv': return print(c.table(a.depth, raw=True).to_csv().rstrip('\n'))
+    lay = _grid if a.format=='text' else _markdown
+    print(lay([[a.model,''], *([k,v] for k,v in c.summary().items())])+'\n\n'+lay(_rows(c.table(a.depth))))
+
 # %% ../../nbs/lab/50_lab.cli.ipynb #b53eced2
 def _version(name):
     "Installed version, or `None`"
@@ -490,13 +527,14 @@ def _fill(p, f, example, args):
     for names,kw in args: p.add_argument(*names, **kw)
     p.set_defaults(command=f)
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #ae385ab3
+# %% ../../nbs/lab/50_lab.cli.ipynb #8f68b222
 _epilog = """examples:
   medattn demo                                          see it work (minutes, no data needed)
   medattn run selfattention/ct --data-root data         train a paper's table on real images
   medattn table selfattention/ct                        look at it again
   medattn data check my-images                          find every bad file, duplicate and leak
   medattn data get idrid-fundus --data-root data        download a data set whose terms allow it
+  medattn complexity resnet50 --size 473                count parameters and multiply-accumulates
   medattn bench                                         measure our blocks against others
 
 exit codes: 0 done, 1 data or records at fault, 2 arguments at fault, 130 stopped with Ctrl-C"""
