@@ -362,6 +362,54 @@ def _data_masks(a):
     d = label_frames(a.out, tuple(o.strip() for o in a.labels.split(',')), 'ignore' if a.ignore_others else 'error')
     print(f"{sum(o is not None for o in d.items['mask'])} of {len(d)} frames have masks; load them with from_manifest({a.out!r}, masks={d.info.masks!r})")
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #d4cc8072
+def _spacing(s):
+    "'0.2' or '0.2,0.3' as the sides of a pixel in mm"
+    try: o = tuple(map(float, s.split(',')))
+    except ValueError: o = ()
+    if len(o) not in (1,2): raise argparse.ArgumentTypeError(f'{s!r} is no pixel spacing; write the side of a pixel in mm as 0.2, or height and width as 0.2,0.3')
+    return o[0] if len(o)==1 else o
+
+# %% ../../nbs/lab/50_lab.cli.ipynb #5c3f1b27
+def _teller():
+    "Shows how far the prediction is, and every bad file"
+    from tqdm import tqdm
+    bar = tqdm(unit='file', leave=False, file=sys.stderr, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    def tell(i, n, row):
+        if row.get('error'): bar.write(f"{row['file']}: {row['error']}", file=sys.stderr)
+        bar.total = n
+        bar.update(i-bar.n)
+    return bar,tell
+
+# %% ../../nbs/lab/50_lab.cli.ipynb #067a6877
+def _predicted(p, df, out):
+    "What was made, and where it lies"
+    from medattn_nb.lab.predict import COLOURS,TABLE
+    said = df.attrs
+    yield f"{said['files']} file{'s'*(said['files']!=1)}: {said['new']-said['bad']} predicted, {said['before']} done before, {said['bad']} bad" + (f", {said['passed']} of other kinds passed over" if said['passed'] else '')
+    yield f"table: {Path(out)/TABLE}"
+    if p.recipe.task=='segment': yield f"masks: {Path(out)/'masks'}, " + ', '.join(f'{n} ({c} in overlays)' for n,c in zip(p.names, COLOURS))
+    if len(p.names)==2 and p.recipe.task=='segment': yield f'{p.names[1]}/{p.names[0]} is the area of {p.names[1]} over that of {p.names[0]} and {p.names[1]} together'
+    yield 'a tool for research and no medical device: nothing here is a diagnosis'
+
+# %% ../../nbs/lab/50_lab.cli.ipynb #a6f4233e
+@_command('predict', 'medattn predict runs/checkpoints/kidney.pth frames scan.avi --out found --spacing 0.2', _arg('model', metavar='MODEL', help='a trained network: a file of Predictor.save, or a checkpoint in runs/checkpoints'),
+    _arg('inputs', nargs='+', metavar='INPUT', help='pictures, videos, and folders with their subfolders'), _arg('--out', required=True, metavar='DIR', help='folder for the table, masks and overlays; a run that was stopped goes on there'),
+    _arg('--spacing', type=_spacing, metavar='MM', help='side of a pixel in mm, or height,width, the same in all files: areas in mm2 too'),
+    _arg('--threshold', type=float, default=.5, metavar='P', help='probability above which a pixel belongs to a mask (default: 0.5)'),
+    _arg('--fps', type=float, default=5, metavar='N', help='frames to take from a video a second (default: 5)'), _arg('--every', type=int, metavar='N', help='take every Nth frame instead; 1 for all'),
+    _arg('--batch-size', type=int, default=16, metavar='N', help='pictures at a time (default: 16)'), _arg('--no-overlays', action='store_true', help='write masks alone'),
+    _arg('--again', action='store_true', help='predict anew what is done'), _device, _root)
+def _predict(a):
+    "Outline or classify your own pictures and videos, with a table of areas"
+    from medattn_nb.lab.predict import Predictor,predict_files
+    p = Predictor.load(a.model, a.device, root=a.data_root)
+    bar,tell = _teller()
+    try: df = predict_files(p, a.inputs, a.out, a.threshold, a.spacing, a.fps, a.every, a.batch_size, not a.no_overlays, a.again, tell)
+    finally: bar.close()
+    print('\n'.join(_predicted(p, df, a.out)))
+    return int(df.attrs['bad']>0)
+
 # %% ../../nbs/lab/50_lab.cli.ipynb #33d29228
 def _bench_line(group, r):
     "One measurement for the terminal"
@@ -527,7 +575,7 @@ def _fill(p, f, example, args):
     for names,kw in args: p.add_argument(*names, **kw)
     p.set_defaults(command=f)
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #8f68b222
+# %% ../../nbs/lab/50_lab.cli.ipynb #33ecdeb3
 _epilog = """examples:
   medattn demo                                          see it work (minutes, no data needed)
   medattn run selfattention/ct --data-root data         train a paper's table on real images
@@ -535,6 +583,7 @@ _epilog = """examples:
   medattn data check my-images                          find every bad file, duplicate and leak
   medattn data get idrid-fundus --data-root data        download a data set whose terms allow it
   medattn complexity resnet50 --size 473                count parameters and multiply-accumulates
+  medattn predict kidney.pth frames --out found         outline your own pictures with a trained network
   medattn bench                                         measure our blocks against others
 
 exit codes: 0 done, 1 data or records at fault, 2 arguments at fault, 130 stopped with Ctrl-C"""
@@ -563,10 +612,11 @@ def _self():
     which = shutil.which('medattn')
     return ['medattn'] if which and os.path.samefile(which, me) else [me]
 
-# %% ../../nbs/lab/50_lab.cli.ipynb #9e709763
+# %% ../../nbs/lab/50_lab.cli.ipynb #44374da6
 def _stopped(argv):
     "The line for Ctrl-C"
-    again = shlex.join(_self() + [o for o in argv if o!='--fresh'])
+    again = shlex.join(_self() + [o for o in argv if o not in ('--fresh','--again')])
+    if argv[:1]==['predict']: return f'medattn: stopped; what is predicted is kept, and the rest follows with: {again}'
     if argv[:1] not in (['run'],['demo']): return f'medattn: stopped; to start again: {again}'
     return f'medattn: stopped; finished runs are kept, and the run under way goes on from its last epoch with: {again}'
 
