@@ -171,13 +171,13 @@ def _evaluating(model):
     finally:
         for m,o in modes: m.training = o
 
-# %% ../../nbs/lab/34_lab.complexity.ipynb #6524cb91
+# %% ../../nbs/lab/34_lab.complexity.ipynb #0d27c0ec
 def _count(model, inputs):
     "The tally of one forward, and where it ran: 'meta', or the device of the inputs"
     with torch.inference_mode(False), torch.no_grad():
         try: return _watch(_ghost(model).eval(), [o.to('meta') for o in inputs]),'meta'
         except Exception:
-            with _evaluating(model): return _watch(model, inputs),str(inputs[0].device)
+            with _evaluating(model), torch.no_grad(): return _watch(model, inputs),str(inputs[0].device)
 
 # %% ../../nbs/lab/34_lab.complexity.ipynb #3b2068ad
 _columns = ['parameters','trainable',*CONVENTIONS,'activations']
@@ -219,13 +219,14 @@ def _si(n):
     f,u = next(((f,u) for f,u in ((1e9,'G'),(1e6,'M'),(1e3,'k')) if n>=f), (1,''))
     return f'{n/f:.3f} {u}' if u else str(n)
 
-# %% ../../nbs/lab/34_lab.complexity.ipynb #513fca64
+# %% ../../nbs/lab/34_lab.complexity.ipynb #217c7aaa
 @patch
 def table(self:Complexity,
     depth:int=1, # 0 for the network alone, 1 for its parts, 2 for theirs, ...
     raw:bool=False, # Numbers in place of texts?
 )->pd.DataFrame: # One row a module that has parameters, MACs or activations; shares in percent of the network
-    "The modules down to `depth`, parts included"
+    "The modules down to `depth`, parts included; raises `ArgumentError` for a depth below 0"
+    if depth<0: raise ArgumentError('depth', depth, 'use an integer of at least 0')
     df = self.modules[(self.modules.depth<=depth) & (self.modules[['parameters',self.convention,'activations']].any(axis=1) | (self.modules.depth==0))]
     share = {k:100*df[k]/max(1, self._total(k)) for k in ('parameters',self.convention)}
     out = pd.DataFrame({'kind':df.kind, 'parameters':df.parameters, 'parameters %':share['parameters'], 'MACs':df[self.convention], 'MACs %':share[self.convention], 'activations':df.activations})
@@ -329,7 +330,7 @@ def networks()->list: # Names
     paper_modules()
     return list(dict.fromkeys([*_zoo(), *available_backbones(), *available()]))
 
-# %% ../../nbs/lab/34_lab.complexity.ipynb #ffc17e5f
+# %% ../../nbs/lab/34_lab.complexity.ipynb #839d95dd
 def network(
     name:str, # One of `networks()`; a name that torchvision has too is torchvision's
     classes:int|None=None, # Logits; default: the network's own, 1000 for torchvision's classifiers
@@ -342,6 +343,9 @@ def network(
     "An untrained network by name; raises `ArgumentError` for a name that is not known"
     tv = name in _zoo()
     if not tv and name not in (*available(),*available_backbones()) and name not in networks(): raise ArgumentError('model', name, f"choose one of networks(), such as {', '.join(difflib.get_close_matches(name, networks(), 3, 0) or ['resnet50'])}")
+    if attention and name in available(): raise ArgumentError('attention', attention, f'{name} is an attention module itself')
+    for k,v in (('classes',1 if classes is None else classes),('channels',channels)):
+        if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ArgumentError(k, v, 'use an integer of at least 1')
     if options and attention is None and name not in available(): raise ArgumentError('keyword', next(iter(options)), 'without attention there is nothing to pass it to')
     def make():
         net = _from_torchvision(name, classes, channels) if tv else _from_library(name, classes, channels, attention, where, options)
