@@ -357,13 +357,13 @@ def _promised(path):
     try: return cap.get(c.CAP_PROP_FRAME_COUNT),cap.get(c.CAP_PROP_FPS)
     finally: cap.release()
 
-# %% ../../nbs/lab/55_lab.predict.ipynb #871445cb
+# %% ../../nbs/lab/55_lab.predict.ipynb #20fdba00
 def _video(s, fps, every, done):
     "Number, second and picture of the sampled frames that are not `done`; raises `DataError` where the video ends too early"
     for i,t,im in sample_frames(s.path, fps, every, s.key):
         if not done(i): yield i,'' if t!=t else round(t, 3),im
     n,rate = _promised(s.path)
-    if i+_step(s.key, rate, fps, every)+1+n/100<n: raise DataError(s.key, f'a video that ends after frame {i}, of {n:.0f} in its header', 'copy or export it again')
+    if i+_step(s.key, rate, fps, every)+1+n/100<n<1e8: raise DataError(s.key, f'a video that ends after frame {i}, of {n:.0f} in its header', 'copy or export it again')
 
 # %% ../../nbs/lab/55_lab.predict.ipynb #b4c6fd70
 def _looks(s, fps, every, done):
