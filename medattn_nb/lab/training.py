@@ -472,13 +472,15 @@ def learner(self:Recipe,
     metrics = [Overlap('iou'),Overlap('dice')] if self.task=='segment' else _metrics(len(data.classes))
     return Learner(dls, model, loss_func=_loss(self), opt_func=self.opt_func, lr=self.lr, metrics=metrics, cbs=cbs, wd_bn_bias=True)
 
-# %% ../../nbs/lab/00_lab.training.ipynb #7c9b37d9
+# %% ../../nbs/lab/00_lab.training.ipynb #e4e71685
+def _version(): return importlib.import_module('medattn_nb').__version__
+
+# %% ../../nbs/lab/00_lab.training.ipynb #6ec1cf20
 def _reading(recipe, data, dl):
     "How a network of `recipe`, trained on `dl`, reads a picture, and what its outputs are called"
-    names = recipe.mask_names(data) if recipe.task=='segment' else data.classes
-    mean,std = (o.cpu() for o in dl.stats)
-    return dict(names=[str(o) for o in names], mean=mean, std=std, dtype=str(dl.x.dtype).removeprefix('torch.'), fingerprint=data.fingerprint if 'contents' in data._cache else None,
-        version=importlib.import_module('medattn_nb').__version__)
+    names,(mean,std) = recipe.mask_names(data) if recipe.task=='segment' else data.classes,(o.cpu() for o in dl.stats)
+    known = data.fingerprint if 'contents' in data._cache else None
+    return dict(names=[str(o) for o in names], mean=mean, std=std, dtype=str(dl.x.dtype).removeprefix('torch.'), fingerprint=known, version=_version())
 
 # %% ../../nbs/lab/00_lab.training.ipynb #44da4afa
 class Checkpoint(Callback):
