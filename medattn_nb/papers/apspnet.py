@@ -36,13 +36,13 @@ from ..lab.training import Recipe
 from ..losses import _choose
 from ..segmetrics import _over
 
-# %% ../../nbs/papers/80_papers.apspnet.ipynb #b3fb4649
+# %% ../../nbs/papers/80_papers.apspnet.ipynb #a7be56ae
 PAINT = dict(kidney='#56B4E9', hydronephrosis='#D55E00') # Sky blue and vermilion of Okabe and Ito; the paper has red and green
 
 def painted(
     img, # Picture (H,W) or (H,W,3), `uint8`
     masks:dict, # Name of a structure -> mask (H,W); later ones on top
-    alpha:float=.6, # Opacity of the colours
+    alpha:float=.7, # Opacity of the colours
 )->np.ndarray: # (H,W,3), `uint8`
     "A picture with its structures coloured"
     out = np.repeat(img[...,None], 3, 2).astype(float) if img.ndim==2 else img.astype(float)
@@ -479,7 +479,7 @@ def _pooled(C, metric):
     tp,fp,fn = np.moveaxis(C, -1, 0)
     return _mean(_over(tp, tp+fn+(fp if metric=='miou' else 0)), -1)
 
-# %% ../../nbs/papers/80_papers.apspnet.ipynb #3e659d08
+# %% ../../nbs/papers/80_papers.apspnet.ipynb #72a02d2f
 def pooled_table(
     runs:dict, # Name -> records of runs that segment, the baseline first; folds are joined
     metric:str='miou', # 'miou' or 'mpa'
@@ -490,9 +490,9 @@ def pooled_table(
     "MIoU or MPA over all held-out pixels, with intervals over patients and runs; a name without records is left out"
     _choose('metric', metric, ('miou','mpa'))
     runs = {k:o for k,v in runs.items() if (o:=join_folds(v))}
-    names = _patients([r for v in runs.values() for r in v], study)
-    rng = np.random.default_rng(seed)
-    W = np.vstack([np.ones(len(names)), rng.multinomial(len(names), np.full(len(names), 1/max(1, len(names))), boots)])
+    names,rng = _patients([r for v in runs.values() for r in v], study),np.random.default_rng(seed)
+    n = len(names)
+    W = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1/n), boots)]) if n else np.zeros((0,0))
     drawn = {k:_drawn(np.stack([_pooled(np.einsum('ds,skj->dkj', W, _classes(r, names, study)), metric) for r in v], 1), rng) for k,v in runs.items()}
     return pd.DataFrame([_pooled_row(k, len(runs[k]), drawn, next(iter(drawn))) for k in drawn], columns=['name','runs','value','low','high','diff','diff_low','diff_high']).set_index('name')
 
