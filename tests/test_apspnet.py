@@ -11,7 +11,7 @@ from medattn_nb.backbones import create_backbone, load_weights
 from medattn_nb.core import ArgumentError, ShapeError, local_seed
 from medattn_nb.data import datasets
 from medattn_nb.lab.experiments import run_experiment
-from medattn_nb.lab.training import MaskLoss, Recipe
+from medattn_nb.lab.training import MaskLoss, Recipe, fit, predict
 from medattn_nb.losses import create as create_loss
 from medattn_nb.papers.apspnet import *
 from medattn_nb.papers.apspnet import (ARRANGEMENTS, ENCODERS, EXPERIMENTS, HEADS, LAPTOP, LEAK, NAMES, ORDERS, PAPER, PAPER_CBAM, PHANTOM, TABLE1, TABLE3, TABLE3_PATIENTS, UNITS, US, US_473)
@@ -224,6 +224,15 @@ def test_auxiliary_heads_only_while_training():
         assert len(z)==1+n and all(float(w)==pytest.approx(.4) and o.shape==z[0].shape for w,o in z[1:]) and isinstance(m.eval()(x), torch.Tensor)
     plain,aux = make('pspnet').state_dict(),make('pspnet', aux=.4).state_dict()
     assert set(aux)-set(plain)=={k for k in aux if k.startswith('aux.')} and all(torch.equal(v, aux[k]) for k,v in plain.items() if k.startswith('encoder'))
+
+@pytest.mark.parametrize('amp', [None,'bf16'])
+def test_a_recipe_trains_with_auxiliary_heads(amp):
+    r = Recipe(data='phantom-renal', data_options=dict(n=12, size=48, frames=3), size=32, channels=1, task='segment', mode='multiclass', masks=('kidney','hydronephrosis'), split='grouped', loss='combo',
+               optimiser='adam', lr=1e-3, epochs=1, batch_size=4, amp=amp, model='danet', attention_options=dict(encoder='resnet10', aux=.4))
+    f = fit(r, device='cpu')
+    z,y = f.learn.model.train()(noise(2, 1, 32, 32)),torch.zeros(2, 2, 32, 32, dtype=torch.bool)
+    assert len(z)==3 and np.isfinite(f.history[0]['train_loss']) and predict(f.learn, 'valid').shape[1:]==(3,32,32)
+    torch.testing.assert_close(f.learn.loss_func(z, y), f.learn.loss_func(z[0], y)+.4*f.learn.loss_func(z[1][1], y)+.4*f.learn.loss_func(z[2][1], y))
 
 @pytest.mark.parametrize('name,kw,says', [('pspnet',dict(encoder='resnet17'),'resnet18'), ('pspnet',dict(output_stride=4),'8, 16, 32'), ('pspnet',dict(atrous='yes'),"'exact', 'semseg'"), ('pspnet',dict(stem='shallow'),'deep'), ('pspnet',dict(stem='deep'),'bottlenecks'),
     ('pspnet',dict(aux=True),'weight'), ('pspnet',dict(aux=-1),'weight'), ('pspnet',dict(rates=(1,2,3)),'bins, norm'), ('deeplabv3',dict(bins=(1,2)),'rates'), ('danet',dict(order='channel'),'dropout, form'), ('apspnet',dict(attention='se'),'has its own'),

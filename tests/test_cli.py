@@ -45,7 +45,7 @@ def process(line, cwd, toys=None, **kw):
     return subprocess.Popen([sys.executable,'-m','medattn_nb.lab.cli',*shlex.split(line)], cwd=cwd, env=env(toys), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
 
 # --- help ----------------------------------------------------------------------------------------------
-COMMANDS = 'run','demo','table','data list','data check','data get','data frames','data masks','bench','complexity','doctor'
+COMMANDS = 'run','demo','table','data list','data check','data get','data frames','data masks','bench','complexity','predict','doctor'
 
 def test_help_imports_nothing_heavy():
     code = "import sys; from medattn_nb.lab.cli import main; c = main(['--help']); sys.exit(c or bool({'torch','numpy','pandas','fastai','tqdm'} & set(sys.modules)))"

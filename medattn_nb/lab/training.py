@@ -161,7 +161,7 @@ def _loss(r):
     if r.task=='segment': return MaskLoss(create_loss(r.loss, mode=r.mode, **kw), r.mode, r.reverse)
     return create_loss(r.loss, mode='multiclass', **kw) if kw or r.loss!='ce' else nn.CrossEntropyLoss()
 
-# %% ../../nbs/lab/00_lab.training.ipynb #951fc1e8
+# %% ../../nbs/lab/00_lab.training.ipynb #7c57d3ca
 class MaskLoss(nn.Module):
     "A loss between logits (B,K,H,W) and masks (B,M,H,W), and what the logits mean"
     def __init__(self,
@@ -171,7 +171,9 @@ class MaskLoss(nn.Module):
     ):
         super().__init__()
         self.loss,self.mode,self.reverse = loss,mode,reverse
-    def forward(self, z, y): return self.loss(z, _labelmap(y) if self.mode=='multiclass' else ~y if self.reverse else y)
+    def forward(self, z, y):
+        if isinstance(z, tuple): return self(z[0], y)+sum(w*self(o, y) for w,o in z[1:])
+        return self.loss(z, _labelmap(y) if self.mode=='multiclass' else ~y if self.reverse else y)
     def activation(self, z): return z.softmax(1) if self.mode=='multiclass' else (-z if self.reverse else z).sigmoid()
     def decodes(self, p, threshold=.5):
         "Masks (B,M,H,W) of probabilities (B,K,H,W)"
@@ -376,14 +378,16 @@ class StepRate(Callback):
     def before_batch(self):
         if self.training and self.recipe.schedule in ('onecycle','poly'): self.opt.set_hyper('lr', self.recipe.lr_at(self.epoch+self.iter/self.n_iter))
 
-# %% ../../nbs/lab/00_lab.training.ipynb #5305baec
+# %% ../../nbs/lab/00_lab.training.ipynb #547803bd
+def _to_float(o): return tuple(map(_to_float, o)) if isinstance(o, tuple) else o.float() if isinstance(o, Tensor) else o
+
 class AutoCast(Callback):
     "bfloat16 forward pass on any device"
     order = MixedPrecision.order
     def before_batch(self):
         self.ctx = torch.autocast(self.dls.device.type, torch.bfloat16)
         self.ctx.__enter__()
-    def after_pred(self): self.learn.pred = self.pred.float()
+    def after_pred(self): self.learn.pred = _to_float(self.pred)
     def after_loss(self): self.ctx.__exit__(None, None, None)
 
 # %% ../../nbs/lab/00_lab.training.ipynb #9deae398

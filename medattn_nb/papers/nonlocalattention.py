@@ -284,14 +284,14 @@ _most,_far = dict(attention_options=dict(pool='max')),dict(attention_options=dic
 PAIR_ROWS = {'reach 15':{}, 'reach 15 + NAM':_nam, **{f'reach {7+8*d}':dict(attention_options=dict(dilation=d)) for d in (3,6,9)}, "reach 79, PyTorch's start":dict(init='default', **_far),
              'reach 15, maximum':_most, "reach 15, maximum, PyTorch's start":dict(init='default', **_most)}
 
-# %% ../../nbs/papers/60_papers.nonlocalattention.ipynb #84bc5d05
+# %% ../../nbs/papers/60_papers.nonlocalattention.ipynb #e4051ddd
 def _pairs(distance, n, epochs):
     return Recipe(data='phantom-fundus', data_options=dict(n=n, size=64, rule='pair', distance=distance, **PAIR_LOOK), size=64, augment=('flip_one',), model='pairnet', where='inside',
                   optimiser='adamw', lr=3e-3, weight_decay=1e-3, schedule='onecycle', epochs=epochs, batch_size=64)
 
 PAIRS = {d:Experiment('nonlocalattention', f'pair-{round(64*d)}', f'Two lesions {round(64*d)} pixels apart: same or different', PAIR_ROWS,
-            presets=dict(smoke=_pairs(d, 60, 1), laptop=_pairs(d, 3600, 8)), seeds=dict(smoke=(0,), laptop=(0,1,2)), published={},
-            note='Phantom of 64 x 64 pixels, 8 epochs on 2,400 images, about 300 steps.') for d in (.2,.45,.7)}
+            presets=dict(smoke=_pairs(d, 60, 1), laptop=_pairs(d, 3600, 16)), seeds=dict(smoke=(0,), laptop=(0,1,2)), published={},
+            note='Phantom of 64 x 64 pixels, 16 epochs on 2,400 images, about 600 steps.') for d in (.2,.45,.7)}
 EXPERIMENTS = {**TASKS, **{o.table:o for o in PAIRS.values()}}
 
 # %% ../../nbs/papers/60_papers.nonlocalattention.ipynb #f86fb097
