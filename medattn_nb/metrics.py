@@ -11,7 +11,10 @@ __all__ = ['METRICS', 'roc_auc', 'roc_curve', 'Interval', 'auc_ci', 'bootstrap_c
            'class_confusion', 'macro_sensitivity', 'macro_precision', 'overall_accuracy', 'multiclass_metrics',
            'metric_values', 'mean_metric_ci', 'MetricTest', 'paired_metric_test']
 
-# %% ../nbs/blocks/30_metrics.ipynb #e9ffebf3
+# %% ../nbs/blocks/30_metrics.ipynb #646ff2c0
+import hashlib
+from collections import OrderedDict
+from functools import wraps
 from typing import Callable,NamedTuple
 import numpy as np
 from scipy import stats
@@ -496,7 +499,7 @@ def _draws(y, s, W, metric):
     some = (n>0).sum(0)
     return np.divide(np.where(n>0, v, 0).sum(0), some, out=np.full(len(W), np.nan), where=some>0)
 
-# %% ../nbs/blocks/30_metrics.ipynb #991c33f5
+# %% ../nbs/blocks/30_metrics.ipynb #ed3cdf24
 def _many(y, S, metric, name='S'):
     "Labels, and scores as (runs,n) or (runs,n,K); raises for anything else"
     if metric not in METRICS: raise ArgumentError('metric', metric, f"choose from {', '.join(METRICS)}")
@@ -508,10 +511,39 @@ def _many(y, S, metric, name='S'):
     if metric=='auc' and len(np.unique(y))<2: raise ArgumentError('y', f'{len(y)} labels, all {y[0]}', 'ROC AUC is undefined unless two classes are there')
     return y,S
 
-def _mean_draws(y, S, W, metric, rng, resample_runs):
-    "Mean of `metric` over the runs in each draw, the runs drawn anew too with `resample_runs`"
-    v = np.stack([_draws(y, s, W, metric) for s in S], 1)
-    return np.take_along_axis(v, rng.integers(len(S), size=v.shape), 1).mean(1) if resample_runs else v.mean(1)
+# %% ../nbs/blocks/30_metrics.ipynb #504c447e
+def _remember(size):
+    "Keep the last `size` results of a function of arrays and plain values"
+    def _of(o): return (o.shape, o.dtype.str, hashlib.blake2b(np.ascontiguousarray(o)).digest()) if isinstance(o, np.ndarray) else o
+    def _f(f):
+        seen = OrderedDict()
+        @wraps(f)
+        def g(*args):
+            k = tuple(map(_of, args))
+            if k not in seen: seen[k] = f(*args)
+            seen.move_to_end(k)
+            if len(seen)>size: seen.popitem(last=False)
+            return seen[k]
+        return g
+    return _f
+
+@_remember(2)
+def _weights_of_seed(y, n, groups, seed):
+    "As `_boot_weights` from a fresh generator; and the state in which that is left"
+    rng = np.random.default_rng(seed)
+    return _boot_weights(y, n, groups, rng),rng.bit_generator.state
+
+@_remember(1000)
+def _draws_of_seed(y, s, n, groups, seed, metric): return _draws(y, s, _weights_of_seed(y, n, groups, seed)[0], metric)
+
+def _drawn(y, Ss, n, groups, seed, metric, resample_runs):
+    "For each model of `Ss` the mean of `metric` over its runs in each draw, the runs drawn anew too with `resample_runs`"
+    groups,rng = _groups(groups, len(y)),np.random.default_rng()
+    rng.bit_generator.state = _weights_of_seed(y, n, groups, seed)[1]
+    def one(S):
+        v = np.stack([_draws_of_seed(y, s, n, groups, seed, metric) for s in S], 1)
+        return np.take_along_axis(v, rng.integers(len(S), size=v.shape), 1).mean(1) if resample_runs else v.mean(1)
+    return [one(S) for S in Ss]
 
 # %% ../nbs/blocks/30_metrics.ipynb #e6038982
 def metric_values(
@@ -523,7 +555,7 @@ def metric_values(
     y,S = _many(y, S, metric)
     return tuple(float(_draws(y, s, np.ones((1,len(y))), metric)[0]) for s in S)
 
-# %% ../nbs/blocks/30_metrics.ipynb #50db8c17
+# %% ../nbs/blocks/30_metrics.ipynb #b5449cf2
 def mean_metric_ci(
     y, # Labels (n,), whole numbers from 0
     S, # Scores of one model, as for `metric_values`
@@ -536,8 +568,7 @@ def mean_metric_ci(
 )->Interval: # `value` is the mean over runs
     "A metric's mean over runs with a bootstrap interval over cases (or groups) and runs"
     y,S = _many(y, S, metric); _z(level)
-    rng = np.random.default_rng(seed)
-    D = _mean_draws(y, S, _boot_weights(y, n, groups, rng), metric, rng, resample_runs)
+    D, = _drawn(y, [S], n, groups, seed, metric, resample_runs)
     return Interval(float(np.mean(metric_values(y, S, metric))), *map(float, np.nanquantile(D, [(1-level)/2,(1+level)/2])))
 
 # %% ../nbs/blocks/30_metrics.ipynb #82bb8e10
@@ -551,7 +582,7 @@ class MetricTest(NamedTuple):
     values_b:tuple # The metric of each run of b
     def __str__(self): return f'{self.diff:+.3f} ({self.ci[0]:+.3f} to {self.ci[1]:+.3f}), p = {self.p:.3f}'
 
-# %% ../nbs/blocks/30_metrics.ipynb #9457a6b5
+# %% ../nbs/blocks/30_metrics.ipynb #12c5ecd4
 def paired_metric_test(
     y, # Labels (n,), whole numbers from 0
     A, # Scores of model a: (runs,n) of class 1, or (runs,n,K) of every class
@@ -565,9 +596,7 @@ def paired_metric_test(
 )->MetricTest:
     "Compare the mean of a metric over the runs of a and of b, by the bootstrap over the same cases (or groups) and the runs"
     (y,A),(_,B) = _many(y, A, metric, 'A'),_many(y, B, metric, 'B'); _z(level)
-    rng = np.random.default_rng(seed)
-    W = _boot_weights(y, n, groups, rng)
-    D = _mean_draws(y, A, W, metric, rng, resample_runs)-_mean_draws(y, B, W, metric, rng, resample_runs)
+    D = np.subtract(*_drawn(y, [A,B], n, groups, seed, metric, resample_runs))
     a,b = metric_values(y, A, metric),metric_values(y, B, metric)
     tail = min((D<=1e-12).sum(), (D>=-1e-12).sum())
     return MetricTest(float(np.mean(a)-np.mean(b)), tuple(map(float, np.nanquantile(D, [(1-level)/2,(1+level)/2]))), float(min(1, 2*(tail+1)/(n+1))), float(np.nanstd(D, ddof=1)), a, b)
