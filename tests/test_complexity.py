@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from medattn_nb.attention import ChannelGate,available,create
 from medattn_nb.backbones import available_backbones,create_backbone
-from medattn_nb.bench import macs
+from medattn_nb.bench import macs,n_params
 from medattn_nb.core import ArgumentError
 from medattn_nb.lab import cli
 from medattn_nb.lab.complexity import *
@@ -234,6 +234,12 @@ def test_bad_models():
 def test_first_convolution_takes_other_channels(channels):
     a,b = complexity(network('resnet18', classes=5, channels=channels), 64, channels),complexity(network('resnet18', classes=5), 64)
     assert b.parameters-a.parameters==(3-channels)*64*49 and b.macs-a.macs==(3-channels)*64*49*32*32
+
+def test_options_reach_a_network_of_a_paper():
+    "The four arrangements of A-PSPNet differ by what its option `order` says, and by nothing else"
+    n = {o:n_params(network('apspnet', classes=2, device='meta', encoder='resnet18', order=o)) for o in ('channel-spatial','spatial-channel','channel','spatial')}
+    gates = 2*(64*4+512*32),2*98
+    assert n['channel-spatial']==n['spatial-channel'] and (n['channel-spatial']-n['spatial'],n['channel-spatial']-n['channel'])==gates
 
 def test_network_refuses():
     for kw,said in ((dict(name='resnet51'),'resnet'), (dict(name='resnet18', reduction=8),'nothing to pass'), (dict(name='resnet18', attention='cbam', where='nowhere'),'choose one of'), (dict(name='resnet18', attention='cban'),'choose one of')):

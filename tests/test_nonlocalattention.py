@@ -10,6 +10,7 @@ from medattn_nb.core import ArgumentError, ShapeError
 from medattn_nb.data import datasets
 from medattn_nb.lab.experiments import compare, run_recipe
 from medattn_nb.lab.ledger import Ledger
+from medattn_nb.lab.report import pick_records
 from medattn_nb.lab.training import Recipe
 from medattn_nb.papers.nonlocalattention import *
 from conftest import ROOT
@@ -145,3 +146,18 @@ def test_records_are_what_the_experiments_say(r):
     for s,m in r['metrics'].items():
         y,p = np.array(r['scores'][s]['label']),np.array(r['scores'][s]['score'])
         assert m['accuracy']==pytest.approx((p.argmax(1)==y).mean()) and np.allclose(p.sum(1), 1, atol=1e-4)
+
+# --- the committed runs --------------------------------------------------------------------------------
+@pytest.mark.parametrize('table', ['xray','fundus'])
+def test_committed_runs_are_complete(table):
+    "Every row with every seed of the laptop preset, one record each, all on the same images"
+    exp = EXPERIMENTS[table]
+    found = pick_records(exp, LEDGER.records(exp.paper, table), 'laptop')
+    want = sorted((k,r.seed,r.hash) for k,r in exp.recipes('laptop'))
+    assert len(want)==57 and sorted((r['row'],r['seed'],Recipe.from_dict(r['recipe']).hash) for r in found)==want
+    assert len({(r['data']['fingerprint'],r['data']['split_fingerprint']) for r in found})==1 and not any(r['data']['synthetic'] for r in found)
+
+def test_localisation_is_complete():
+    rs = LEDGER.records('nonlocalattention', 'fundus-localisation')
+    rows = {r['row']:sorted(o['seed'] for o in rs if o['row']==r['row']) for r in rs}
+    assert set(rows)=={'ResNet-18','ResNet-18 + NAM','ResNet-18 + NAM + DB',OURS,'ResNet-18 + DB + NVCF, no NAM','ResNet-18 + CBAM','random weights'} and all(v==[0,1,2] for v in rows.values())

@@ -330,7 +330,7 @@ def networks()->list: # Names
     paper_modules()
     return list(dict.fromkeys([*_zoo(), *available_backbones(), *available()]))
 
-# %% ../../nbs/lab/34_lab.complexity.ipynb #839d95dd
+# %% ../../nbs/lab/34_lab.complexity.ipynb #b0d73ba6
 def network(
     name:str, # One of `networks()`; a name that torchvision has too is torchvision's
     classes:int|None=None, # Logits; default: the network's own, 1000 for torchvision's classifiers
@@ -338,7 +338,7 @@ def network(
     attention:str|None=None, # An attention module to insert, one of `attention.available()`
     where:str='residual', # Where, as for `insert_attention`
     device:str='cpu', # 'meta' makes a network without weights, which can be counted and takes no time
-    **options, # Passed to the attention modules, such as `reduction=8`
+    **options, # Passed to the attention modules, such as `reduction=8`; without any, to a network of ours, such as `order='channel'`
 )->nn.Module:
     "An untrained network by name; raises `ArgumentError` for a name that is not known"
     tv = name in _zoo()
@@ -346,7 +346,7 @@ def network(
     if attention and name in available(): raise ArgumentError('attention', attention, f'{name} is an attention module itself')
     for k,v in (('classes',1 if classes is None else classes),('channels',channels)):
         if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ArgumentError(k, v, 'use an integer of at least 1')
-    if options and attention is None and name not in available(): raise ArgumentError('keyword', next(iter(options)), 'without attention there is nothing to pass it to')
+    if options and attention is None and tv: raise ArgumentError('keyword', next(iter(options)), 'without attention there is nothing to pass it to')
     def make():
         net = _from_torchvision(name, classes, channels) if tv else _from_library(name, classes, channels, attention, where, options)
         return insert_attention(net, attention, where, **options) if tv and attention else net
