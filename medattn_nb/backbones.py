@@ -31,10 +31,11 @@ def init_weights(
         if isinstance(m, (nn.Conv2d,nn.Linear,nn.BatchNorm2d,nn.LayerNorm,nn.GroupNorm)) and m.bias is not None: nn.init.zeros_(m.bias)
     return model
 
-# %% ../nbs/blocks/20_backbones.ipynb #e6f8acd8
-def _imagenet(model):
-    "The file of ImageNet weights for `model` on this machine; raises `ArgumentError` if it is not there or damaged"
-    arch = 'resnet18' if hasattr(model, 'layer1') else 'shufflenet_v2_x1_0'
+# %% ../nbs/blocks/20_backbones.ipynb #7fb74535
+def _imagenet(model): return _imagenet_file('resnet18' if hasattr(model, 'layer1') else 'shufflenet_v2_x1_0')
+
+def _imagenet_file(arch):
+    "torchvision's file of ImageNet weights for its network `arch` on this machine; raises `ArgumentError` if it is not there or damaged"
     name = torchvision.models.get_model_weights(arch).IMAGENET1K_V1.url.rsplit('/', 1)[-1]
     p,get = Path(torch.hub.get_dir())/'checkpoints'/name,f"fetch it once with: python -c \"import torchvision; torchvision.models.{arch}(weights='IMAGENET1K_V1')\""
     if not p.is_file(): raise ArgumentError('weights', 'imagenet', f'{name} is not on this machine; {get}')

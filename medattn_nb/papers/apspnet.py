@@ -12,12 +12,11 @@ __all__ = ['PAINT', 'STAGES', 'STRIDES', 'PAPER_CBAM', 'ARRANGEMENTS', 'ENCODERS
            'mpa_printed', 'printed', 'rows', 'claims', 'outline', 'pooled_table', 'show_pooled', 'scoreboard',
            'failures']
 
-# %% ../../nbs/papers/80_papers.apspnet.ipynb #738950d7
-import hashlib,inspect
+# %% ../../nbs/papers/80_papers.apspnet.ipynb #8904f2da
+import inspect
 from collections import OrderedDict
 from functools import partial
 from io import StringIO
-from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
@@ -27,7 +26,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock,ResNet
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from ..attention import CAM,PAM,attention_modules,insert_attention
-from ..backbones import _check_sizes,init_weights,load_weights,register_backbone
+from ..backbones import _check_sizes,_imagenet_file,init_weights,load_weights,register_backbone
 from ..core import ArgumentError,check_feature_map
 from ..lab.experiments import Experiment,Published
 from ..data.transforms import preprocess,restore
@@ -258,16 +257,12 @@ def _deep_stem(m, in_channels):
     m.bn1,b.conv1 = nn.BatchNorm2d(128),nn.Conv2d(128, b.conv1.out_channels, 1, bias=False)
     b.downsample[0] = nn.Conv2d(128, b.downsample[0].out_channels, 1, bias=False)
 
-# %% ../../nbs/papers/80_papers.apspnet.ipynb #c25a8636
+# %% ../../nbs/papers/80_papers.apspnet.ipynb #87fa9773
 def _weights_file(encoder, weights):
     "`weights`, or for 'imagenet' the file of torchvision's on this machine; nothing is downloaded"
     if not (isinstance(weights, str) and weights=='imagenet'): return weights
     if not isinstance(encoder, str) or encoder=='resnet10': raise ArgumentError('weights', 'imagenet', 'torchvision has none for this encoder; give a state dict or its path')
-    name = torchvision.models.get_model_weights(encoder).IMAGENET1K_V1.url.rsplit('/', 1)[-1]
-    p,get = Path(torch.hub.get_dir())/'checkpoints'/name,f"fetch it once with: python -c \"import torchvision; torchvision.models.{encoder}(weights='IMAGENET1K_V1')\""
-    if not p.is_file(): raise ArgumentError('weights', 'imagenet', f'{name} is not on this machine; {get}')
-    if not hashlib.sha256(p.read_bytes()).hexdigest().startswith(p.stem.rsplit('-', 1)[-1]): raise ArgumentError('weights', 'imagenet', f'{name} is damaged; delete it and {get}')
-    return p
+    return _imagenet_file(encoder)
 
 def _options(f, kw):
     "Take from `kw` what `f` accepts"
