@@ -246,14 +246,6 @@ def test_bad_names():
         with pytest.raises(ArgumentError, match='1, 2, 3'): printed(t)
 
 # --- measures ------------------------------------------------------------------------------------------
-@pytest.mark.parametrize('seed', range(4))
-def test_average_precision_is_scikit_learns(seed):
-    rng = np.random.default_rng(seed)
-    y,s = rng.random(200)<.3,rng.random(200).round(seed or 8)
-    assert average_precision(s.reshape(4, 50), y.reshape(4, 50))==pytest.approx(average_precision_score(y, s))
-    assert np.isnan(average_precision(s, y&False))
-    with pytest.raises(ArgumentError, match='as many'): average_precision(s[:-1], y)
-
 def test_printed_mpa():
     rng = np.random.default_rng(0)
     p,y = rng.dirichlet([1,1,1], (2,6,5)).transpose(0,3,1,2),rng.integers(0, 3, (2,6,5))

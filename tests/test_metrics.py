@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import sklearn.metrics as skm
 from hypothesis import given,settings,strategies as st
-from medattn_nb.core import ArgumentError,MedattnError
+from medattn_nb.core import ArgumentError,MedattnError,ShapeError
 from medattn_nb.metrics import *
-from medattn_nb.metrics import _components,_draws,_se,_strata,_resample,_weighted_auc
+from medattn_nb.metrics import _components,_draws,_se,_strata,_resample,_weighted_ap,_weighted_auc
 
 def cases(seed=0, m=40, n=60, shift=1., decimals=None):
     rng = np.random.default_rng(seed); s = np.r_[rng.normal(shift,1,m), rng.normal(0,1,n)]; o = rng.permutation(m+n)
@@ -262,3 +262,19 @@ def test_more_runs_and_groups_change_the_interval():
 def test_bad_input_of_any_metric(y, S, metric, says):
     for f in (metric_values, mean_metric_ci, lambda *a: paired_metric_test(a[0], a[1], a[1], a[2])):
         with pytest.raises(MedattnError, match=says): f(y, S, metric)
+
+# --- average precision ----------------------------------------------------------------------------------
+@pytest.mark.parametrize('seed', range(4))
+def test_average_precision_is_scikit_learns(seed):
+    rng = np.random.default_rng(seed)
+    y,s = rng.random(200)<.3,rng.random(200).round(seed or 8)
+    assert average_precision(y, s)==pytest.approx(skm.average_precision_score(y, s))
+    assert np.isnan(average_precision(y&False, s))
+    with pytest.raises(ShapeError): average_precision(y, s[:-1])
+
+def test_weighted_average_precision_is_that_of_repeated_cases():
+    rng = np.random.default_rng(0)
+    y,s,W = rng.random(60)<.2,rng.random(60).round(1),rng.integers(0, 4, (20,60)).astype(float)
+    want = [skm.average_precision_score(np.repeat(y, w.astype(int)), np.repeat(s, w.astype(int))) for w in W]
+    np.testing.assert_allclose(_weighted_ap(y, s, W), want)
+    assert np.isnan(_weighted_ap(y, s, np.zeros((1,60)))).all()

@@ -8,11 +8,10 @@ Docs: https://medattn.github.io/medattn_nb/papers/papers.apspnet.html.md"""
 __all__ = ['PAINT', 'STAGES', 'STRIDES', 'PAPER_CBAM', 'ARRANGEMENTS', 'ENCODERS', 'NAMES', 'HEADS', 'ORDERS', 'PAPER', 'SMOKE',
            'LAPTOP', 'TABLE1', 'TABLE1_PATIENTS', 'TABLE3', 'TABLE3_PATIENTS', 'US', 'US_473', 'UNITS', 'LEAK',
            'PHANTOM', 'EXPERIMENTS', 'painted', 'resnet_maps', 'dilate', 'BatchNorm', 'PyramidPooling', 'PSPHead',
-           'SegNet', 'deeplab_head', 'DANetHead', 'segmenter', 'n_weights', 'stage_table', 'average_precision',
-           'mpa_printed', 'printed', 'rows', 'claims', 'outline', 'pooled_table', 'show_pooled', 'scoreboard',
-           'failures']
+           'SegNet', 'deeplab_head', 'DANetHead', 'segmenter', 'n_weights', 'stage_table', 'mpa_printed', 'printed',
+           'rows', 'claims', 'outline', 'pooled_table', 'show_pooled', 'scoreboard', 'failures']
 
-# %% ../../nbs/papers/80_papers.apspnet.ipynb #8904f2da
+# %% ../../nbs/papers/80_papers.apspnet.ipynb #2959f93e
 import inspect
 from collections import OrderedDict
 from functools import partial
@@ -33,6 +32,7 @@ from ..data.transforms import preprocess,restore
 from ..lab.segmentation import _chosen,_mean,join_folds,segment_values
 from ..lab.training import Recipe
 from ..losses import _choose
+from ..metrics import average_precision
 from ..segmetrics import _over
 
 # %% ../../nbs/papers/80_papers.apspnet.ipynb #a7be56ae
@@ -335,21 +335,7 @@ def stage_table(
     df = pd.DataFrame([dict(stage=k, channels=v.shape[1], height=v.shape[2], width=v.shape[3], parameters=sum(p.numel() for m in parts[k] for p in m.parameters())) for k,v in maps.items()])
     return df.assign(total=df.parameters.cumsum()).set_index('stage')
 
-# %% ../../nbs/papers/80_papers.apspnet.ipynb #6c05f94d
-def average_precision(
-    score, # Scores of pixels, any shape
-    truth, # Whether each belongs to the class, same shape
-)->float: # From 0 to 1; nan where nothing belongs to it
-    "Sum over all thresholds of (R_n-R_{n-1}) P_n (the inner sum of Eq. 8)"
-    s,y = np.ravel(score),np.ravel(truth).astype(bool)
-    if s.shape!=y.shape: raise ArgumentError('score', s, f'expected as many as in `truth`, {len(y)}')
-    if not y.any(): return float('nan')
-    order = np.argsort(-s, kind='stable')
-    last = np.flatnonzero(np.r_[np.diff(s[order])!=0,True])
-    tp = np.cumsum(y[order])[last]
-    return float(np.sum(np.diff(np.r_[0,tp/y.sum()])*tp/(last+1)))
-
-# %% ../../nbs/papers/80_papers.apspnet.ipynb #bb590309
+# %% ../../nbs/papers/80_papers.apspnet.ipynb #27c5a1c7
 def mpa_printed(
     prob, # Probabilities (N,K,H,W), the background first
     labels, # True classes (N,H,W)
@@ -358,7 +344,7 @@ def mpa_printed(
     "Eq. 8 as it is printed: average precision in the place of recall; a class that is not there is left out"
     _choose('form', form, ('letter','all'))
     prob,labels = np.asarray(prob),np.asarray(labels)
-    ap = [average_precision(prob[:,i], labels==i) for i in range(prob.shape[1])]
+    ap = [average_precision(labels.ravel()==i, prob[:,i].ravel()) for i in range(prob.shape[1])]
     return float(np.nansum(ap[1:])/len(ap) if form=='letter' else np.nanmean(ap))
 
 # %% ../../nbs/papers/80_papers.apspnet.ipynb #f04977cd
