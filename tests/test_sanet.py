@@ -7,9 +7,11 @@ from medattn_nb.attention import attention_modules, collect_maps, open_gates
 from medattn_nb.backbones import create_backbone
 from medattn_nb.core import ArgumentError, ShapeError, local_seed
 from medattn_nb.data.augment import AUGMENTATIONS
+from medattn_nb.lab.complexity import complexity, network
 from medattn_nb.lab.experiments import compare, run_experiment
 from medattn_nb.lab.training import Recipe
 from medattn_nb.losses import create as create_loss
+import medattn_nb.papers.mistakes
 from medattn_nb.papers.apspnet import ENCODERS
 from medattn_nb.papers.sanet import *
 from medattn_nb.papers.sanet import (ATTRIBUTES, AUGMENT, EXPERIMENTS, IDRID, IDRID_MASKS, ISIC2017, LOSSES, PAPER, PHANTOM3, POOLS, REGIONS, SMOKE, TABLE3)
@@ -136,7 +138,7 @@ def test_gradients_reach_every_parameter(name, kw):
 @pytest.mark.parametrize('name', ['resunet','sanet','sanet-tags'])
 def test_one_picture_can_be_trained_on(name):
     m = make(name, num_classes=2)
-    m(noise(1, 3, 28, 28), labelled(1, 28, 28)).sum().backward()
+    m(noise(1, 3, 40, 40), labelled(1, 40, 40)).sum().backward()
     assert all(p.grad is not None for p in m.parameters())
 
 @pytest.mark.parametrize('name', ['sanet','sanet-tags'])
@@ -184,9 +186,17 @@ def test_encoder_is_torchvision():
 
 @pytest.mark.parametrize('encoder', ENCODERS)
 def test_every_encoder(encoder):
-    with torch.device('meta'): net = sanet(5, encoder=encoder, init='default', regions='none')
+    with torch.device('meta'): net = sanet(5, encoder=encoder, init='default')
     t = stage_table(net, 97)
     assert t.total.iloc[-1]==n_weights('sanet', num_classes=5, encoder=encoder) and tuple(t.loc['logits',['channels','height','width']])==(5,97,97)
+
+@pytest.mark.parametrize('name', ['resunet','sanet','sanet-tags'])
+def test_can_be_counted_without_superpixels(name):
+    "On the device 'meta' pictures have no values, and so no superpixels"
+    with torch.device('meta'): m,x = create_backbone(name, num_classes=2, encoder='resnet10', init='default'),torch.zeros(2, 3, 40, 40)
+    assert m.eval()(x).shape==((2,2) if name=='sanet-tags' else (2,2,40,40))
+    c = complexity(network(name, classes=2, device='meta', encoder='resnet10'), 64)
+    assert c.macs>0 and c.parameters==sum(p.numel() for p in m.parameters())
 
 def test_counts_by_hand():
     def conv(a, b, k=3): return a*b*k*k+2*b
@@ -218,7 +228,7 @@ def test_network_refuses(kw):
 def test_network_that_is_handed_in():
     m = torchvision.models.resnet18(weights=None)
     w = m.layer2[0].conv1.weight.detach().clone()
-    net = make(encoder=m)
+    net = make(encoder=m).eval()
     assert torch.equal(net.encoder.layer2[0].conv1.weight, w) and net(noise(1, 3, 32, 32), labelled(1, 32, 32)).shape==(1,1,32,32)
     with pytest.raises(ArgumentError, match='conv1'): make(encoder=nn.Linear(2, 2))
 

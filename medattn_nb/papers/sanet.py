@@ -72,18 +72,21 @@ def region_labels(
     g = torch.arange(H, device=at)[:,None]*rows//H*cols+torch.arange(W, device=at)*cols//W
     return torch.where(labels<0, -1, g)
 
-# %% ../../nbs/papers/90_papers.sanet.ipynb #2b847d5a
+# %% ../../nbs/papers/90_papers.sanet.ipynb #fc9d70f6
 def region_means(
     x, # Feature map (B,C,H,W)
     labels=None, # Superpixels (B,h,w), of any size; not needed for 'image' and 'none'
     regions:str='slic', # One of `REGIONS`
     K:int|None=None, # Columns of R; default: what the largest label asks for
-): # (B,C,H,W): at each position the mean of its region, 0 where there is none
+): # (B,C,H,W): at each position the mean of its region, 0 where there is none; a map without values (device 'meta') comes back as it is
     "Unpooling(R): pool a map over regions, and hand the means back"
-    if _choose('regions', regions, REGIONS)=='none': return x
+    if _choose('regions', regions, REGIONS)=='none' or x.is_meta: return x
     if regions=='image': return x.mean((2,3), keepdim=True).expand_as(x)
     at = resize_labels(region_labels(labels, regions), x.shape[2:])
-    return superpixel_unpool(superpixel_pool(x, at, K), at)
+    return superpixel_unpool(superpixel_pool(x, at, _names(at, K)), at)
+
+# %% ../../nbs/papers/90_papers.sanet.ipynb #c3d05986
+def _names(at, K): return K or max(int(at.max())+1, 1)
 
 # %% ../../nbs/papers/90_papers.sanet.ipynb #79c27a45
 class SuperpixelAttention(Attention):
@@ -188,9 +191,10 @@ def take_labels(
     if labels is None and check_feature_map(x).shape[1]==in_channels+1: x,labels = x[:,:-1],x[:,-1].long()
     return check_feature_map(x, in_channels),labels
 
-# %% ../../nbs/papers/90_papers.sanet.ipynb #eaf7dbbf
+# %% ../../nbs/papers/90_papers.sanet.ipynb #cfbe06a1
 def _decided(z, labels, regions, K):
     "Each pixel with the mean logit of its region; without one it keeps its own"
+    if z.is_meta: return z
     at = resize_labels(region_labels(labels, regions), z.shape[2:])
     return torch.where(at[:,None]<0, z, region_means(z, labels, regions, K))
 
@@ -254,9 +258,9 @@ def n_weights(
     "Parameters of a network, counted without making them"
     with torch.device('meta'): return sum(p.numel() for p in create_backbone(_choose('model', model, ('resunet','sanet','sanet-tags')), init='default', **kw).parameters())
 
-# %% ../../nbs/papers/90_papers.sanet.ipynb #2e1885ef
+# %% ../../nbs/papers/90_papers.sanet.ipynb #0fd8c781
 def stage_table(
-    net:ResUNet, # From `resunet` or `sanet`; on the device 'meta' with `regions='none'`
+    net:ResUNet, # From `resunet` or `sanet`
     size=448, # Side of the picture, or (height, width), in pixels
 )->pd.DataFrame: # One row a stage: channels, height, width, its parameters, and all up to there
     "Shapes and parameters after each stage"
@@ -321,12 +325,13 @@ class TagNet(nn.Module):
         z,there,_ = self.regions_of(x, labels)
         return pool_regions(z, there, self.pool, self.r)
 
-# %% ../../nbs/papers/90_papers.sanet.ipynb #b129c060
+# %% ../../nbs/papers/90_papers.sanet.ipynb #06a78037
 def _columns(y, labels, regions, K):
     "Means of regions (B,C,K), which of them exist (B,K), and the region of each position"
-    if regions=='none': return y.flatten(2),y.new_ones(len(y), y.shape[2:].numel(), dtype=torch.bool),None
+    if regions=='none' or y.is_meta: return y.flatten(2),y.new_ones(len(y), y.shape[2:].numel(), dtype=torch.bool),None
     if regions=='image': return y.mean((2,3))[...,None],y.new_ones(len(y), 1, dtype=torch.bool),None
     at = resize_labels(region_labels(labels, regions), y.shape[2:])
+    K = _names(at, K)
     return superpixel_pool(y, at, K),superpixel_counts(at, K)>0,at
 
 # %% ../../nbs/papers/90_papers.sanet.ipynb #852dde5a
@@ -429,7 +434,7 @@ def average_table(
     drawn = {k:_drawn(np.stack([one(r) for r in v], 1), rng) for k,v in by.items()}
     return pd.DataFrame([_pooled_row(k, len(by[k]), drawn, next(iter(drawn))) for k in drawn], columns=['row','runs','value','low','high','diff','diff_low','diff_high']).set_index('row')
 
-# %% ../../nbs/papers/90_papers.sanet.ipynb #3877c1df
+# %% ../../nbs/papers/90_papers.sanet.ipynb #89cdf23c
 def attribute_table(
     records:list, # Of one experiment and preset
     rows, # Row names in order
@@ -442,7 +447,7 @@ def attribute_table(
     split = split or scored_part(records)
     for k in rows:
         v = [100*attribute_values(r, split, metric) for r in records if r['row']==k]
-        out[k] = dict(runs=len(v), **(pd.concat(v, axis=1).mean(1).round(1).to_dict() if v else {}), **({'paper':theirs.get(k, np.nan)} if beside else {}))
+        out[k] = dict(runs=len(v), **(pd.concat(v, axis=1).mean(axis=1).round(1).to_dict() if v else {}), **({'paper':theirs.get(k, np.nan)} if beside else {}))
     df = pd.DataFrame(out).T.astype(dict(runs=int)).rename_axis('row')
     return df.astype(object).where(df.notna(), '–')
 
