@@ -8,7 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.experiments.html.md"""
 __all__ = ['PRESETS', 'Published', 'Experiment', 'RunResult', 'run_recipe', 'Progress', 'run_experiment', 'scored_part',
            'sign_flip_test', 'compare', 'show_table', 'metrics_table', 'pool']
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #935af6f8
+# %% ../../nbs/lab/20_lab.experiments.ipynb #9b653932
 import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass,field
@@ -23,6 +23,7 @@ from ..data.datasets import Data
 from .ledger import Ledger,environment,make_record,peak_memory
 from .training import Fitted,Recipe,fit,part_of,predict,predict_masks
 from .segmentation import LOWER_IS_BETTER,SEGMENT_METRICS,_mean,_of_split,_weights,join_folds,left_out,segment_metrics,segment_scores,segment_values
+from .tags import TAG_METRICS,tag_draws,tag_metrics,tag_scores
 from ..metrics import METRICS,binary_metrics,holm,mean_metric_ci,metric_values,multiclass_metrics,paired_auc_test,paired_metric_test
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #35262c6a
@@ -82,7 +83,7 @@ def only(self:Experiment,
         if o not in self.rows: raise ArgumentError('rows', o, f"choose from {', '.join(self.rows)}")
     return dataclasses.replace(self, rows={o:self.rows[o] for o in rows}, published={k:v for k,v in self.published.items() if k in rows[1:]} if published is None else published)
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #cbed9483
+# %% ../../nbs/lab/20_lab.experiments.ipynb #fb2f5521
 def _scores(data, split, p):
     "Scores of every image of `split`, with its file, label and group"
     it = data.items[data.items.split==split]
@@ -92,13 +93,16 @@ def _scores(data, split, p):
 def _final(s):
     "Metrics of one split from its scores"
     if 'masks' in s: return segment_metrics(s)
+    if 'truth' in s: return tag_metrics(s)
     if np.ndim(s['score'])==2: return {k:float(o) for k,o in multiclass_metrics(s['label'], s['score']).items()}
     return binary_metrics(s['label'], s['score'], groups=s['group'])
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #0406e35d
-def _segmented(recipe, data, split, learn):
-    "What `segment_scores` keeps of `split`"
+# %% ../../nbs/lab/20_lab.experiments.ipynb #56df2ef5
+def _kept(recipe, data, split, learn):
+    "What a record keeps of `split`, by the task of the recipe"
+    if recipe.task=='classify': return _scores(data, split, predict(learn, split))
     items,truth = data.items[data.items.split==split],part_of(learn, split).y
+    if recipe.task=='tag': return tag_scores(predict(learn, split), truth.cpu(), items, recipe.tag_names(data))
     return segment_scores(predict_masks(learn, split), truth, items, recipe.mask_names(data), recipe.mode)
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #6a91c2c5
@@ -120,7 +124,7 @@ class RunResult(NamedTuple):
     record:dict # For the ledger
     fitted:Fitted # Learner, history, where it was resumed
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #b888feb5
+# %% ../../nbs/lab/20_lab.experiments.ipynb #decd825e
 def run_recipe(
     recipe:Recipe, # What to train
     paper:str='adhoc', # Name of the paper, for the record
@@ -138,7 +142,7 @@ def run_recipe(
     data = recipe.load(root) if data is None else data
     fitted = fit(recipe, data, checkpoints=checkpoints, device=device, on_epoch=on_epoch)
     splits = ['valid','test'][:len(fitted.learn.dls.loaders)-1]
-    scores = {s:_segmented(recipe, data, s, fitted.learn) if recipe.task=='segment' else _scores(data, s, predict(fitted.learn, s)) for s in splits}
+    scores = {s:_kept(recipe, data, s, fitted.learn) for s in splits}
     n = sum(o.numel() for o in fitted.learn.model.parameters())
     rec = make_record(paper=paper, table=table, row=row or ' + '.join(filter(None, (recipe.model, recipe.attention))), preset=preset,
         recipe=recipe.to_dict(), recipe_hash=recipe.hash, seed=recipe.seed, data=_describe(data), metrics={s:_final(o) for s,o in scores.items()},
@@ -356,26 +360,55 @@ def against(self:_MaskJudge, name, base):
     lo,hi = _interval(d)
     return dict(diff=float(_mean(_mean(A, 1))-_mean(_mean(B, 1))), low=lo, high=hi, se=np.nanstd(d, ddof=1), p=sign_flip_test(_mean(A, 0)-_mean(B, 0), self.groups))
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #46c36c58
+# %% ../../nbs/lab/20_lab.experiments.ipynb #cc20ee01
+class _TagJudge:
+    "Numbers of rows of runs that tag: alone, and against another row"
+    test = 'bootstrap'
+    def __init__(self, by, split, boots, metric, tag):
+        self.by,self.metric = by,metric
+        self.S = {k:[r['scores'][split] for r in rs] for k,rs in by.items() if rs}
+        first = next((o[0] for o in self.S.values()), None)
+        for k,rs in self.S.items():
+            for r,s in zip(by[k], rs):
+                if any(s[o]!=first[o] for o in ('file','names','truth')): raise ResultError('records', f"{k}, seed {r['seed']}", f'its {split} images or their labels differ from those of the first record; only runs on the same images can be compared')
+        if first: W = np.vstack([np.ones(len(first['file'])), _weights(len(first['file']), first['group'], boots)])
+        self.V = {k:np.stack([tag_draws(s, W, metric, tag) for s in rs], 1) for k,rs in self.S.items()}  # draws runs, all images first
+    def drawn(self, name):
+        V = self.V[name][1:]
+        return np.take_along_axis(V, np.random.default_rng(derive_seed('runs', name)).integers(V.shape[1], size=V.shape), 1).mean(1)
+
+@patch
+def alone(self:_TagJudge, name):
+    _same_recipe(self.by[name])
+    v,m,(lo,hi) = self.V[name][0],self.metric,_interval(self.drawn(name))
+    return dict(runs=len(v), **{m:v.mean(), f'{m}_low':lo, f'{m}_high':hi}, sd=v.std(ddof=1) if len(v)>1 else np.nan)
+
+@patch
+def against(self:_TagJudge, name, base):
+    d = self.drawn(name)-self.drawn(base); d = d[~np.isnan(d)]
+    (lo,hi),tail = _interval(d),min((d<=1e-12).sum(), (d>=-1e-12).sum())
+    return dict(diff=self.V[name][0].mean()-self.V[base][0].mean(), low=lo, high=hi, se=d.std(ddof=1) if len(d)>1 else np.nan, p=min(1, 2*(tail+1)/(len(d)+1)))
+
+# %% ../../nbs/lab/20_lab.experiments.ipynb #81564476
 def compare(
     exp:Experiment, # Gives rows, baseline and published numbers
     records:list, # Records of this experiment, as from `run_experiment` or `Ledger.records`
     preset:str, # Which preset's records to compare
     split:str|None=None, # Which images' scores: 'test' or 'valid'; default: as `scored_part` says
     boots:int=2000, # Bootstrap draws
-    metric:str|None=None, # 'auc' (default) or another of `metrics.METRICS`, of more than two classes the macro mean; of masks 'iou' (default) or another of `SEGMENT_METRICS`
+    metric:str|None=None, # 'auc' (default) or another of `metrics.METRICS`, of more than two classes the macro mean; of tags 'auc' (default) or 'ap'; of masks 'iou' (default) or another of `SEGMENT_METRICS`
     per:str='case', # Of masks: a value for each 'case' (group) or 'image'
-    mask:str|None=None, # Of masks: which, as for `segment_values`; default: the mean over all
+    mask:str|None=None, # Of masks: which, as for `segment_values`; of tags: which; default: the mean over all
     empty='skip', # Of masks: IoU and Dice where nothing is there and nothing was found, as for `segment_values`
 )->pd.DataFrame: # One row a model: runs, auc, auc_low, auc_high (or named after another metric), sd, diff, low, high, se, p, p_holm, parameters, published, status; of masks also units, missed_cases, missed_images
     "The experiment's table from its records; rows without records say 'not run'"
     by = _by_row(exp, records, preset)
     mine = [o for rs in by.values() for o in rs]
     task,split = _task(exp, mine, preset),split or scored_part(mine)
-    own,known = ('iou',tuple(SEGMENT_METRICS)) if task=='segment' else ('auc',METRICS)
+    own,known = dict(segment=('iou',tuple(SEGMENT_METRICS)), tag=('auc',tuple(TAG_METRICS)), classify=('auc',METRICS))[task]
     metric = metric or own
     if metric not in known: raise ArgumentError('metric', metric, f"choose from {', '.join(known)}")
-    judge = _MaskJudge(by, split, boots, metric, per, mask, empty) if task=='segment' else _ScoreJudge(by, split, boots, metric)
+    judge = dict(segment=lambda: _MaskJudge(by, split, boots, metric, per, mask, empty), tag=lambda: _TagJudge(by, split, boots, metric, mask), classify=lambda: _ScoreJudge(by, split, boots, metric))[task]()
     df = pd.DataFrame([_line(exp, name, by, judge, preset, metric, _printed(exp, name, metric, own)) for name in exp.rows])
     df.loc[df.p.notna(), 'p_holm'] = holm(df.p.dropna())
     df.attrs.update(metric=metric, test=judge.test)
@@ -397,8 +430,8 @@ def _num(v, spec='.3f'): return '–' if v is None or pd.isna(v) else format(v, 
 
 def _p(v): return '–' if pd.isna(v) else '< 0.001' if v<.001 else f'{v:.3f}'
 
-# %% ../../nbs/lab/20_lab.experiments.ipynb #8782e047
-def _metric_name(m, unit=False): return 'AUC' if m=='auc' else 'HD95' if m=='hd95' and not unit else SEGMENT_METRICS.get(m, m)
+# %% ../../nbs/lab/20_lab.experiments.ipynb #02f7f9b3
+def _metric_name(m, unit=False): return 'HD95' if m=='hd95' and not unit else (SEGMENT_METRICS|TAG_METRICS).get(m, m)
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #aa84ef65
 def show_table(

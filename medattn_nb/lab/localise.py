@@ -29,7 +29,7 @@ from .report import _plain,_tidy,load_trained
 from ..metrics import holm
 from fastai.learner import Learner
 
-# %% ../../nbs/lab/35_lab.localise.ipynb #702f6114
+# %% ../../nbs/lab/35_lab.localise.ipynb #5831c2ec
 def seen(
     learn:Learner, # As from `load_trained` or `fit`: holds the statistics of its training images
     recipe:Recipe, # What it was trained by: size, steps, channels
@@ -40,7 +40,8 @@ def seen(
     dl = learn.dls.train
     like = BatchDL(dl.x[:1], dl.y[:1], stats=dl.stats, channels_last=dl.channels_last)
     x = data.tensors(recipe.size, recipe.preprocess, recipe.channels)[idx].to(dl.stats[0].device)
-    return like.after_batch((x, None))[0]
+    regions = recipe.superpixel_maps(data)
+    return like.after_batch((x, None) if regions is None else (x, None, regions[idx].to(x.device)))[0]
 
 # %% ../../nbs/lab/35_lab.localise.ipynb #98f8b555
 def overlap(

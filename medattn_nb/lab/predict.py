@@ -7,10 +7,10 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.predict.html.md"""
 # %% auto #0
 __all__ = ['FORMAT', 'COLOURS', 'Predictor', 'Prediction', 'measure', 'overlay', 'predict_files']
 
-# %% ../../nbs/lab/55_lab.predict.ipynb #4abb9b75
+# %% ../../nbs/lab/55_lab.predict.ipynb #cc34301f
 import csv,dataclasses,errno,hashlib,io,json,os,re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property,partial
 from pathlib import Path
 from typing import Callable,NamedTuple
 import numpy as np
@@ -25,7 +25,8 @@ from ..data.datasets import Data,_open,_suffixes,_to_uint8,read_image
 from ..data.frames import _check_rate,_cv2,_step,_videos,sample_frames
 from ..data.transforms import _check_steps,_hw,preprocess,restore,to_tensor
 from ..figures import OKABE_ITO
-from .training import Recipe,_loss,_network,_reading,_unit
+from .training import Recipe,_loss,_network,_reading,_region_map,_slic_settings,_unit
+from ..superpixels import slic
 
 # %% ../../nbs/lab/55_lab.predict.ipynb #40d81f02
 FORMAT = 1
@@ -150,12 +151,13 @@ def _input(p, im):
     if not isinstance(im, np.ndarray) or str(im.dtype)!=p.dtype: raise ShapeError('im', im if isinstance(im, np.ndarray) else type(im).__name__, f'expected a numpy array (H,W) or (H,W,C) of {p.dtype}, as the training images were')
     return to_tensor(preprocess(im, p.recipe.preprocess, p.recipe.size, p.recipe.channels))
 
-# %% ../../nbs/lab/55_lab.predict.ipynb #ceb6b468
+# %% ../../nbs/lab/55_lab.predict.ipynb #0e4c9329
 def _probabilities(p, xs):
     "Probabilities of inputs (C,h,w), as `float32` arrays (K,h,w) or (classes,)"
     x = (_unit(torch.stack(xs).to(p.device))-p.mean)/p.std
+    if p.recipe.superpixels: x = torch.cat([x, torch.stack([_region_map(o, partial(slic, **_slic_settings(p.recipe))) for o in xs])[:,None].to(x)], 1)
     if p.recipe.channels_last: x = x.contiguous(memory_format=torch.channels_last)
-    act = _loss(p.recipe).activation if p.recipe.task=='segment' else lambda z: z.softmax(1)
+    act = (lambda z: z.softmax(1)) if p.recipe.task=='classify' else _loss(p.recipe).activation
     with torch.inference_mode(): return act(p.model(x).float()).cpu().numpy()
 
 # %% ../../nbs/lab/55_lab.predict.ipynb #c37f8697
@@ -174,11 +176,11 @@ def _seen(recipe, hw):
     "Share of a picture with `hw` pixels that the network sees"
     return float(restore(np.ones(_hw(recipe.size), bool), recipe.preprocess, hw, False).mean()) if _cuts(recipe) else 1.
 
-# %% ../../nbs/lab/55_lab.predict.ipynb #08d94b4f
+# %% ../../nbs/lab/55_lab.predict.ipynb #1fd088fa
 class Prediction(NamedTuple):
     "What a network says about one picture"
     probs:np.ndarray # To segment: `float32`, (K,H,W), of the masks, in the mode 'multiclass' the background first; else (classes,)
-    masks:np.ndarray|None # `bool`, (M,H,W), at the size of the picture; `None` where classes are told apart
+    masks:np.ndarray|None # `bool`, (M,H,W), at the size of the picture; `None` where classes are told apart, or tags
     seen:float=1. # Share of the picture that the network saw; below 1 where the recipe crops
 
 # %% ../../nbs/lab/55_lab.predict.ipynb #accf4fdb
@@ -382,10 +384,10 @@ def _folders(names):
     out = [re.sub(r'[^\w.-]+', '_', o) for o in names]
     return out if len({o.casefold() for o in out})==len(out) else [f'{k}-{o}' for k,o in enumerate(out, 1)]
 
-# %% ../../nbs/lab/55_lab.predict.ipynb #85b76b7d
+# %% ../../nbs/lab/55_lab.predict.ipynb #93bbb176
 def _columns(p, spacing, overlays):
     "The columns of the table"
-    if p.recipe.task!='segment': cols = ['class', *(f'p:{o}' for o in p.names)]
+    if p.recipe.task!='segment': cols = ['tags' if p.recipe.task=='tag' else 'class', *(f'p:{o}' for o in p.names)]
     else: cols = [*measure(np.zeros((len(p.names),1,1), bool), p.names, spacing), *(f'mask:{o}' for o in p.names), *['overlay']*overlays]
     return ['file','frame','second','height','width', *cols, *['seen']*_cuts(p.recipe), 'error','sha256','made']
 
@@ -456,13 +458,19 @@ def _outputs_of(p, name, frame):
     end = _png_name(name) if frame=='' else f'{name}/{frame:06d}.png'
     return [f'masks/{o}/{end}' for o in _folders(p.names)],f'overlays/{end}'
 
-# %% ../../nbs/lab/55_lab.predict.ipynb #4b1ab64b
+# %% ../../nbs/lab/55_lab.predict.ipynb #6569b8a7
+def _said(p, probs, threshold):
+    "What the network calls a picture: the most probable class, or every tag above the threshold"
+    if p.recipe.task=='tag': return dict(tags='; '.join(k for k,v in zip(p.names, probs) if v>threshold))
+    return {'class':p.names[probs.argmax()]}
+
+# %% ../../nbs/lab/55_lab.predict.ipynb #8b8261f7
 def _finished(p, out, item, probs, how):
     "Write what was found in one picture; returns its cells"
     s,frame,im = item
     o = _decided(p, probs, im.shape[:2], how['threshold'])
     row = dict(height=im.shape[0], width=im.shape[1]) | (dict(seen=round(o.seen, 4)) if _cuts(p.recipe) else {})
-    if o.masks is None: return row | {'class':p.names[o.probs.argmax()], **{f'p:{k}':f'{v:.4f}' for k,v in zip(p.names, o.probs)}}
+    if o.masks is None: return row | _said(p, o.probs, how['threshold']) | {f'p:{k}':f'{v:.4f}' for k,v in zip(p.names, o.probs)}
     files,over = _outputs_of(p, s.name, frame)
     for f,m in zip(files, o.masks): _png(out/f, m)
     if how['overlays']: _png(out/over, overlay(im, o.masks))
@@ -496,7 +504,7 @@ def _predicted(p, out, batch, how):
                 if e.errno in _full: raise
                 yield s,row | dict(error=f'its masks cannot be written ({e.strerror})')
 
-# %% ../../nbs/lab/55_lab.predict.ipynb #43556d72
+# %% ../../nbs/lab/55_lab.predict.ipynb #c66c9661
 def _check_files(p, inputs, out, how):
     "Raise an `ArgumentError` for what cannot work"
     if p.dtype!='uint8' or p.recipe.channels not in (1,3): raise ArgumentError('predictor', repr(p), f'it was trained on arrays of {p.dtype} with {p.recipe.channels} channels, which no picture file holds; use predict_image')
@@ -506,7 +514,7 @@ def _check_files(p, inputs, out, how):
     if out.is_dir() and any(o.name[0]!='.' for o in out.iterdir()) and not (out/TABLE).is_file(): raise ArgumentError('out', str(out), 'this folder holds other files, and nothing is overwritten; choose a new one')
     if not (isinstance(how['bs'], int) and how['bs']>0): raise ArgumentError('bs', how['bs'], 'use a whole number of at least 1')
     if not 0<how['threshold']<1: raise ArgumentError('threshold', how['threshold'], 'use a probability between 0 and 1')
-    if how['threshold']!=.5 and not (p.recipe.task=='segment' and p.recipe.mode=='multilabel'): raise ArgumentError('threshold', how['threshold'], 'this network takes the most probable class and has none')
+    if how['threshold']!=.5 and not (p.recipe.task=='tag' or p.recipe.task=='segment' and p.recipe.mode=='multilabel'): raise ArgumentError('threshold', how['threshold'], 'this network takes the most probable class and has none')
     if how['spacing'] is not None and p.recipe.task!='segment': raise ArgumentError('spacing', how['spacing'], 'this network tells classes, and measures nothing')
     if how['spacing'] is not None: _sides_of(how['spacing'])
     _check_rate(how['fps'], how['every'])
@@ -564,11 +572,11 @@ def rows(self:_Run):
     for batch in _batches(self.items(), self.how['bs']):
         for s,row in _predicted(self.p, self.out, batch, self.how): yield at[s.key],row | dict(sha256=self.table.sha(s.path))
 
-# %% ../../nbs/lab/55_lab.predict.ipynb #bedf3996
+# %% ../../nbs/lab/55_lab.predict.ipynb #a6273469
 @patch
 def result(self:_Run):
     "The table as it is now"
-    df = pd.read_csv(self.table.path, encoding='utf-8-sig', keep_default_na=False, na_values=[''], dtype={k:str for k in self.table.columns if k in ('file','class','overlay','error','sha256','made') or k.startswith('mask:')})
+    df = pd.read_csv(self.table.path, encoding='utf-8-sig', keep_default_na=False, na_values=[''], dtype={k:str for k in self.table.columns if k in ('file','class','tags','overlay','error','sha256','made') or k.startswith('mask:')})
     df['frame'] = df['frame'].astype('Int64')
     for k in ('error','sha256'): df[k] = df[k].fillna('')
     mine = df[df.file.isin([s.key for s in self.sources])]

@@ -8,7 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/lab/lab.report.html.md"""
 __all__ = ['pick_records', 'answer', 'run_aucs', 'auc_figure', 'curves_figure', 'roc_figure', 'sample_figure', 'load_trained',
            'CamStudy', 'cam_study', 'localisation_table', 'study_figure', 'write_report']
 
-# %% ../../nbs/lab/40_lab.report.ipynb #9c53d450
+# %% ../../nbs/lab/40_lab.report.ipynb #536f000f
 import re,struct
 from collections import defaultdict
 from html import escape
@@ -25,6 +25,7 @@ from ..data.datasets import Data
 from ..figures import OKABE_ITO,fig_png,png_uri,show_images
 from .experiments import Experiment,_metric_name,_task,compare,metrics_table,scored_part,show_table
 from .segmentation import LOWER_IS_BETTER,boundary_curve,boundary_figure,join_folds,overlay_figure,segment_values
+from .tags import TAG_METRICS,tag_metrics,tag_values
 from .training import Recipe,checkpoint_path,part_of,predict_masks
 from ..metrics import metric_values,roc_curve
 from fastai.learner import Learner
@@ -88,12 +89,12 @@ def _room(rows, name):
     "What the intervals leave open"
     return f'Differences in {name} from {_signed(rows.low.min())} to {_signed(rows.high.max())} remain possible.'
 
-# %% ../../nbs/lab/40_lab.report.ipynb #32f569d1
+# %% ../../nbs/lab/40_lab.report.ipynb #48358803
 def run_aucs(
     records:list, # As from `pick_records`
     split:str='test', # Which images
 )->dict: # Row name -> AUC (of masks: IoU) of each run
-    "The AUC of every run, from its scores; of more than two classes the macro mean; of masks the mean IoU of its cases"
+    "The AUC of every run, from its scores; of more than two classes or of tags the macro mean; of masks the mean IoU of its cases"
     by = defaultdict(list)
     for r in join_folds(records): by[r['row']].append(_run_value(r, split))
     return {k:np.array(v) for k,v in by.items()}
@@ -101,7 +102,8 @@ def run_aucs(
 def _run_value(r, split):
     "The number that stands for a run"
     s = r['scores'][split]
-    return segment_values(r, split).mean() if 'masks' in s else metric_values(s['label'], [s['score']])[0]
+    if 'masks' in s: return segment_values(r, split).mean()
+    return tag_values(r, split).mean() if 'truth' in s else metric_values(s['label'], [s['score']])[0]
 
 # %% ../../nbs/lab/40_lab.report.ipynb #ad285cd2
 _lines = '-','--','-.',':'
@@ -386,8 +388,10 @@ def _banner(records):
     if not any(r['data']['synthetic'] for r in records): return ''
     return _tag('p', '<strong>Phantoms:</strong> synthetic images; says nothing about patients.', class_='banner', role='note')
 
-# %% ../../nbs/lab/40_lab.report.ipynb #578e6961
-def _masks_only(records): return bool(records) and 'masks' in next(iter(records[0]['scores'].values()))
+# %% ../../nbs/lab/40_lab.report.ipynb #4ef983bc
+def _has(records, k): return bool(records) and k in next(iter(records[0]['scores'].values()))
+def _masks_only(records): return _has(records, 'masks')
+def _tags_only(records): return _has(records, 'truth')
 
 def _compared(records, split):
     "Number of images compared"
@@ -453,7 +457,7 @@ def _faults(exp, records, preset):
     if miss:=[k for k in exp.rows if k not in by]: yield f'Not run: {_and(miss)}.'
     if part:=[f'{k}, seed {s}' for k,(_,rs) in by.items() for s in sorted({r['seed'] for r in rs}-set(seeds[k]))]: yield f'Left out until all folds are trained: {_and(part)}.'
 
-# %% ../../nbs/lab/40_lab.report.ipynb #541aa7db
+# %% ../../nbs/lab/40_lab.report.ipynb #ddc2efbb
 def _comparison(exp, records, preset, df, split):
     t = show_table(df).replace('-', '−', regex=True)
     t.index = df.model
@@ -462,11 +466,22 @@ def _comparison(exp, records, preset, df, split):
     return f"<h2>Comparison</h2>\n{_table(t, f'{name} on the {split} images; the first row is the baseline.')}\n{_more(exp, records, preset, split)}{faults}{_claims(exp)}\n<details open><summary>What the columns mean</summary>{_legend(t)}</details>"
 
 def _more(exp, records, preset, split):
-    "The other metrics of masks"
+    "The other metrics of masks, or each tag by itself"
+    if _tags_only(records): return _table(_by_tag(records, split), f'Each label by itself on the {split} images: AUC and, in brackets, average precision, means over runs. Chance is 0.5 and, in brackets, the share of the images that have the label.')
     if not _masks_only(records): return ''
     t = metrics_table(exp, records, preset, split, boots=300)
     says = 'Means over cases and runs with 95 % intervals. Rates are shares of the true pixels (FN) and of all others (FP); HD95 is the 95th percentile of the distance of the outlines, in pixels of the input. It leaves out images without a true or a predicted pixel: beside it, the cases and images in which nothing was found though something was there (mean over runs).'
     return _table(t, 'All metrics of the masks.') + _para(says)
+
+# %% ../../nbs/lab/40_lab.report.ipynb #109e0a65
+def _by_tag(records, split):
+    "AUC and average precision of each label, a line a model, and what chance reaches"
+    by = defaultdict(list)
+    for r in join_folds(records): by[r['row']].append(r)
+    def line(f): return {k:f'{a:.3f} ({b:.3f})' for k,a,b in zip(f('auc').index, f('auc'), f('ap'))}
+    rows = {k:line(lambda m: pd.concat([tag_values(r, split, m) for r in rs], axis=1).mean(axis=1)) for k,rs in by.items()}
+    r = next(iter(by.values()))[0]; share = {k:tag_metrics(r['scores'][split])[f'share:{k}'] for k in r['scores'][split]['names']}
+    return pd.DataFrame([*rows.values(), {k:f'0.500 ({v:.3f})' for k,v in share.items()}], pd.Index([*rows,'chance'], name='model'))
 
 # %% ../../nbs/lab/40_lab.report.ipynb #c77f5a89
 def _auc_alt(df):
@@ -485,13 +500,13 @@ def _curves_alt(records):
 def _roc_alt(records, split):
     return 'ROC curves. ' + '; '.join(f'{k}, mean AUC {np.mean(v):.3f}' for k,v in run_aucs(records, split).items()) + '.'
 
-# %% ../../nbs/lab/40_lab.report.ipynb #9e138119
+# %% ../../nbs/lab/40_lab.report.ipynb #a00d2160
 def _plots(exp, records, df, split):
     "The three figures that need records alone"
     rows,done = list(exp.rows),[r for r in records if r['history']]
     out = [_figure(auc_figure(df, run_aucs(records, split)), _auc_alt(df), f'{_metric_name(df.attrs["metric"])} on the {split} images: every run, the mean of each model, and the difference from the baseline.')]
     if done: out.append(_figure(curves_figure(done, rows), _curves_alt(done), 'Training, epoch by epoch. Heavy lines are means over the runs, faint ones single runs; the training loss is the running mean that fastai shows.'))
-    out.append(_tried(_boundary, records, split) if _masks_only(records) else _figure(roc_figure(records, split, rows), _roc_alt(records, split), f'ROC on the {split} images. The diagonal is chance.'))
+    if not _tags_only(records): out.append(_tried(_boundary, records, split) if _masks_only(records) else _figure(roc_figure(records, split, rows), _roc_alt(records, split), f'ROC on the {split} images. The diagonal is chance.'))
     return '<h2>Runs</h2>\n' + ''.join(out)
 
 # %% ../../nbs/lab/40_lab.report.ipynb #654e3d05
@@ -561,20 +576,21 @@ def _tried(f, *args):
     try: return f(*args)
     except (MedattnError,ImportError) as e: return _para(f'Left out: {e}', class_='fault')
 
-# %% ../../nbs/lab/40_lab.report.ipynb #8ed5595c
+# %% ../../nbs/lab/40_lab.report.ipynb #73069e8a
 def _pictures(records, checkpoints, root, split):
     "Everything that needs the images"
     if root is None and not records[0]['data']['synthetic']: return '<h2>Images</h2>\n' + _para('Real images are shown only when the folder of the data is given (--data-root).')
     try: data = _load(records[0], root)
     except MedattnError as e: return '<h2>Images</h2>\n' + _para(f'Left out: {e}', class_='fault')
+    if _tags_only(records): return _tried(_samples, data, split)
     what,f = ('What the models see',_overlays) if _masks_only(records) else ('Where the models look',_cams)
     drawn = _tried(f, records, checkpoints, data, split) if checkpoints else _para('Left out: the weights of these runs were not kept.')
     return _tried(_samples, data, split) + f'<h2>{what}</h2>\n' + drawn
 
-# %% ../../nbs/lab/40_lab.report.ipynb #cc94723d
+# %% ../../nbs/lab/40_lab.report.ipynb #58ee819a
 _fields = ['data','data_options','split','size','preprocess','augment','channels','model','attention','attention_options','where','init','keep_identity','weights','loss','optimiser',
     'lr','momentum','weight_decay','schedule','milestones','gamma','epochs','which_epoch','batch_size','amp','deterministic']
-_sometimes = ['task','masks','mode','reverse','loss_options','folds']
+_sometimes = ['task','tags','masks','mode','reverse','loss_options','folds','superpixels','superpixel_options','power']
 
 # %% ../../nbs/lab/40_lab.report.ipynb #b9164788
 def _recipe(records):
@@ -601,7 +617,7 @@ def _machine(records):
         'packages':each(lambda e: ', '.join(f'{k} {v}' for k,v in e['versions'].items() if v)), 'git commit':each(git)}
     return pd.DataFrame({'value':rows.values()}, index=pd.Index(rows, name='environment'))
 
-# %% ../../nbs/lab/40_lab.report.ipynb #54f2dc59
+# %% ../../nbs/lab/40_lab.report.ipynb #c0a748aa
 def _runs(records, split):
     "One line a run"
     def num(v, spec='.3f'): return '–' if v is None else format(v, spec)
@@ -612,6 +628,7 @@ def _runs(records, split):
     def cost(r): return {'training':f"{r['seconds']:.0f} s", 'memory':'–' if r['memory_mb'] is None else f"{r['memory_mb']:.0f} MB", 'resumed at epoch':r['resumed'] or '–'}
     def scores(r):
         m,v = r['metrics'][split],r['metrics'].get('valid', {})
+        if 'ap' in m: return {'seed':r['seed'], **{f'{a}, {o}':num(r['metrics'].get(o, {}).get(k)) for o in dict.fromkeys((split,'valid')) for k,a in TAG_METRICS.items()}, **cost(r)}
         return {'seed':r['seed'], f'AUC, {split}':num(m.get('auc')), 'AUC, valid':num(v.get('auc')), 'sensitivity':num(m.get('sensitivity')), 'specificity':num(m.get('specificity')), **cost(r)}
     return pd.DataFrame([(masks if _masks_only(records) else scores)(r) for r in records], index=pd.Index([r['row'] for r in records], name='model'))
 
@@ -623,14 +640,14 @@ def _command(exp, records, preset):
     cmd += ''.join(f" --set {k}={_show(v)}" for k,v in _changed(exp, records, preset).items() if not isinstance(v, list))
     return cmd + (f" --seeds {','.join(map(str, seeds))}" if seeds and seeds!=sorted(exp.seeds.get(preset, seeds)) else '')
 
-# %% ../../nbs/lab/40_lab.report.ipynb #eb3ab428
+# %% ../../nbs/lab/40_lab.report.ipynb #626baf0c
 def _details(exp, records, preset, split):
     again = '<h2>Run it again</h2>\n' + _tag('pre', _tag('code', escape(_command(exp, records, preset))))
     if not records: return again
     d = records[0]['data']
     says = f"{d['name']}: images by split and class{', first fold' if records[0]['recipe'].get('split')=='folds' else ''}"
     prints = _tag('p', f"Fingerprint of the images <code>{escape(d['fingerprint'])}</code>, of images, classes and split <code>{escape(d['split_fingerprint'])}</code>.")
-    return '\n'.join(['<h2>Details</h2>', _table(_runs(records, split), f"Runs. {'Masks' if _masks_only(records) else 'Sensitivity and specificity'} on the {split} images at a threshold of 0.5."),
+    return '\n'.join(['<h2>Details</h2>', _table(_runs(records, split), f"Runs. {'Masks' if _masks_only(records) else 'Labels' if _tags_only(records) else 'Sensitivity and specificity'} on the {split} images at a threshold of 0.5."),
         _table(_counts(records[0]), says), prints, _table(_recipe(records), 'Recipe', 'words'), _table(_machine(records), 'Environment', 'words'), again])
 
 # %% ../../nbs/lab/40_lab.report.ipynb #072645c0

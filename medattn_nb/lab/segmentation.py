@@ -235,11 +235,11 @@ def _join(rs):
     one = dict(rs[0], recipe={**rs[0]['recipe'], 'fold':0}, scores=dict(test=_chained([r['scores']['test'] for r in rs])), seconds=sum(r['seconds'] for r in rs), history=[], metrics={})
     return [{k:v for k,v in one.items() if k!='digest'}]
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #bff91f3a
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #7993a533
 def _chained(parts):
     "Scores of several parts as one"
     def one(*o): return sum(o, []) if isinstance(o[0], list) else {k:v for d in o for k,v in d.items()}
-    chain = {k:one(*(s[k] for s in parts)) for k in parts[0] if k in ('file','label','group','score')}
+    chain = {k:one(*(s[k] for s in parts)) for k in parts[0] if k in ('file','label','group','score','truth')}
     if 'masks' in parts[0]: chain['masks'] = {m:{k:one(*(s['masks'][m][k] for s in parts)) for k in o} for m,o in parts[0]['masks'].items()}
     return {**parts[0], **chain}
 
@@ -372,13 +372,13 @@ def _decided(learn, dl, attack, clamp, threshold):
         with torch.no_grad(): out.append(learn.loss_func.decodes(learn.loss_func.activation(learn.model(x)), threshold).cpu())
     return torch.cat(out).numpy()
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #6d0757a1
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #7429725c
 def _others(learn, recipe, data):
     "All images of `data`, prepared as those that `learn` was trained on"
     dl = learn.dls.train
-    return MaskDL(data.tensors(recipe.size, recipe.preprocess, recipe.channels), recipe.mask_tensors(data), recipe.batch_size, stats=dl.stats, channels_last=dl.channels_last, device=dl.device)
+    return MaskDL(data.tensors(recipe.size, recipe.preprocess, recipe.channels), recipe.mask_tensors(data), recipe.batch_size, stats=dl.stats, channels_last=dl.channels_last, device=dl.device, regions=recipe.superpixel_maps(data))
 
-# %% ../../nbs/lab/15_lab.segmentation.ipynb #1c014207
+# %% ../../nbs/lab/15_lab.segmentation.ipynb #411b77ab
 def evaluate_run(
     run:dict, # Record of a finished run that segments
     checkpoints, # Folder of checkpoints
@@ -397,6 +397,7 @@ def evaluate_run(
     from medattn_nb.lab.report import load_trained
     recipe = Recipe.from_dict(run['recipe'])
     if recipe.task!='segment': raise ArgumentError('run', run['row'], 'this run does not segment')
+    if recipe.superpixels and attack and clamp: raise ArgumentError('clamp', clamp, 'superpixel labels are a channel of the input and cannot be kept in a range; leave it out')
     train = recipe.load(root) if train is None else train
     _same_data(run, train)
     learn = load_trained(recipe, checkpoints, train, device=device)

@@ -498,7 +498,7 @@ class Overlap(Metric):
     @property
     def name(self): return self._name
 
-# %% ../../nbs/lab/00_lab.training.ipynb #61cbfaf9
+# %% ../../nbs/lab/00_lab.training.ipynb #31e661e2
 class Tagged(Metric):
     "AUC ('auc') or average precision ('ap') over the epoch, the mean over labels"
     def __init__(self, name): self._name = name
@@ -509,7 +509,7 @@ class Tagged(Metric):
     def value(self):
         z,y = torch.cat(self.z).numpy(),torch.cat(self.y).numpy()
         k = ~np.isnan(y).any(1)
-        f = dict(auc=_auc, ap=average_precision)[self._name]
+        f = dict(auc=_auc, ap=lambda s,y: average_precision(y, s))[self._name]
         v = np.array([f(z[k,i], y[k,i]) for i in range(y.shape[1])])
         return float(v[~np.isnan(v)].mean()) if (~np.isnan(v)).any() else float('nan')
     @property
