@@ -202,10 +202,10 @@ def test_counts_by_hand():
     def conv(a, b, k=3): return a*b*k*k+2*b
     up = sum(conv(a+s, b)+conv(b, b) for a,s,b in ((2048,1024,256),(256,512,128),(128,256,64),(64,64,32),(32,0,16)))
     assert n_weights('resunet', num_classes=5)==42_500_160+up+conv(16, 32)+32*5+5
-    assert n_weights('sanet', num_classes=5)-n_weights('resunet', num_classes=5)==2*32*32+32
-    assert n_weights('sanet', num_classes=5, fuse='add')-n_weights('resunet', num_classes=5)==32*32+32
-    assert n_weights('sanet', place='encoder')-n_weights('resunet')==2*2048**2+2048
-    assert len({n_weights('sanet', regions=o) for o in REGIONS})==len({n_weights('sanet-tags', regions=o, pool=p) for o in REGIONS for p in POOLS})==1
+    small = dict(num_classes=5, encoder='resnet10')
+    plain = n_weights('resunet', **small)
+    assert [n_weights('sanet', **small, **o)-plain for o in ({}, dict(fuse='add'), dict(place='encoder'), dict(width=32, kernel_size=3))]==[2*32*32+32, 32*32+32, 2*512*512+512, 9*2*32*32+32]
+    assert len({n_weights('sanet', regions=o, **small) for o in REGIONS})==len({n_weights('sanet-tags', regions=o, pool=p, **small) for o in REGIONS for p in POOLS})==1
 
 @pytest.mark.parametrize('name', ['resunet','sanet','sanet-tags'])
 @pytest.mark.parametrize('ni', [1,3])
