@@ -11,10 +11,9 @@ from medattn_nb.lab.complexity import complexity, network
 from medattn_nb.lab.experiments import compare, run_experiment
 from medattn_nb.lab.training import Recipe
 from medattn_nb.losses import create as create_loss
-import medattn_nb.papers.mistakes
-from medattn_nb.papers.apspnet import ENCODERS
+import medattn_nb.papers.apspnet, medattn_nb.papers.mistakes
 from medattn_nb.papers.sanet import *
-from medattn_nb.papers.sanet import (ATTRIBUTES, AUGMENT, EXPERIMENTS, IDRID, IDRID_MASKS, ISIC2017, LOSSES, PAPER, PHANTOM3, POOLS, REGIONS, SMOKE, TABLE3)
+from medattn_nb.papers.sanet import (ATTRIBUTES, AUGMENT, ENCODERS, EXPERIMENTS, IDRID, IDRID_MASKS, ISIC2017, LOSSES, PAPER, PHANTOM3, POOLS, REGIONS, SMOKE, TABLE3)
 
 NARROW = dict(encoder='resnet10', decoder=(16,16,8,8,8), width=8)
 def make(name='sanet', **kw):
