@@ -369,3 +369,4 @@ def test_tags_from_end_to_end(tmp_path):
     e = type(e)(e.paper, e.table, e.title, own, e.presets, e.seeds, {})
     rs = run_experiment(e, 'smoke', results=tmp_path, checkpoints=None, device='cpu', data_options=SMALL)
     assert [r['row'] for r in rs]==list(names) and np.shape(rs[0]['scores']['test']['score'])[1]==5
+    for metric in ('auc','ap'): assert list(compare(e, rs, 'smoke', metric=metric, boots=100).model)==list(names)

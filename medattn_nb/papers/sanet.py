@@ -12,8 +12,7 @@ __all__ = ['ATTRIBUTES', 'REGIONS', 'ENCODERS', 'POOLS', 'AUGMENT', 'LOSSES', 'P
            'stage_table', 'pool_regions', 'TagNet', 'sanet_tags', 'paper_average', 'check_table4', 'attribute_values',
            'average_table', 'attribute_table', 'rows', 'claims', 'tag_rows', 'failures']
 
-# %% ../../nbs/papers/90_papers.sanet.ipynb #2fbc172d
-from functools import partial
+# %% ../../nbs/papers/90_papers.sanet.ipynb #038f2d35
 from io import StringIO
 import numpy as np
 import pandas as pd
