@@ -261,7 +261,7 @@ def _folded(data, r):
 def _unit(x): return x.float()/255 if x.dtype==torch.uint8 else x.float()
 def _limits(x): return (0,1) if x.dtype==torch.uint8 else None
 
-# %% ../../nbs/lab/00_lab.training.ipynb #6a435bda
+# %% ../../nbs/lab/00_lab.training.ipynb #c67a120a
 class BatchDL(DataLoader):
     "A fastai `DataLoader` over images held in memory (N,C,H,W)"
     def __init__(self,
@@ -282,14 +282,25 @@ class BatchDL(DataLoader):
     def after_batch(self, b):
         x,*regions = augment_pair(_unit(b[0]), self.augment, *b[2:], fill=-1, limits=_limits(b[0]))
         return self.normal(x, *regions), b[1]
-    def normal(self, x, regions=None):
-        "Images (B,C,H,W) in [0,1] units, and perhaps their superpixels (B,H,W), as the network gets them"
-        x = (x-self.stats[0])/self.stats[1]
-        if regions is not None: x = torch.cat([x, regions[:,None].to(x.dtype)], 1)
-        return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
-    def part(self, idx):
-        "Some of the images in order, without augmentation"
-        return type(self)(self.x[idx], self.y[idx], self.bs, stats=self.stats, channels_last=self.channels_last, device=self.device, regions=None if self.regions is None else self.regions[idx])
+
+# %% ../../nbs/lab/00_lab.training.ipynb #b7b2ea2f
+@patch
+def normal(self:BatchDL,
+    x:Tensor, # Images (B,C,H,W) in [0,1] units
+    regions:Tensor|None=None, # Their superpixels (B,H,W)
+)->Tensor: # (B,C,H,W), or (B,C+1,H,W)
+    "Images as the network gets them: normalised, and with their superpixels behind them"
+    x = (x-self.stats[0])/self.stats[1]
+    if regions is not None: x = torch.cat([x, regions[:,None].to(x.dtype)], 1)
+    return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+
+@patch
+def part(self:BatchDL,
+    idx, # Which images: a slice, or their numbers
+)->BatchDL: # In this order, without augmentation
+    "Some of the images, prepared in the same way"
+    regions = None if self.regions is None else self.regions[idx]
+    return type(self)(self.x[idx], self.y[idx], self.bs, stats=self.stats, channels_last=self.channels_last, device=self.device, regions=regions)
 
 # %% ../../nbs/lab/00_lab.training.ipynb #efafe613
 def image_stats(
@@ -373,9 +384,10 @@ def superpixel_maps(self:Recipe,
         data._cache[key] = torch.stack(datasets._each(lambda i: _region_map(x[i], slic), len(x)))
     return data._cache[key]
 
-# %% ../../nbs/lab/00_lab.training.ipynb #6d3104c3
+# %% ../../nbs/lab/00_lab.training.ipynb #ae4dda6f
 def _slic_settings(r): return dict(n_segments=r.superpixels, backend='skimage') | dict(r.superpixel_options)
 
+# %% ../../nbs/lab/00_lab.training.ipynb #69309122
 def _region_map(x, slic):
     "Superpixels (H,W) of an image (C,H,W), of its first channel where it has other than one or three"
     return torch.from_numpy(slic((x if len(x)==3 else x[:1]).permute(1,2,0).numpy())).int()
