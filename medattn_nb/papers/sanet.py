@@ -552,12 +552,12 @@ PHANTOM2 = _phantom('phantom-losses', 'Losses (Table 2) on the phantom', _losses
 PHANTOM3 = _phantom('phantom', 'Networks (Table 3) and controls on the phantom', _own, claims(list(_own)))
 AS_PRINTED = _phantom('printed', 'Losses as the paper prints them, on the phantom', {k:dict(_own['ResUNet'], loss=l, loss_options=dict(form=f)) for k,(l,f) in PRINTED.items()}, {})
 
-# %% ../../nbs/papers/90_papers.sanet.ipynb #e82b76e1
+# %% ../../nbs/papers/90_papers.sanet.ipynb #51cc69ff
 PH2 = Experiment('sanet', 'ph2', 'Lesions of PH2', _small(superpixels=200), presets=dict(laptop=_recipe('ph2-dermoscopy', 112, epochs=12, data_options=dict(split='grouped'), **LAPTOP)),
     seeds=dict(laptop=(0,1,2)), published=claims(list(_small())), note='laptop: one mask; 140 pictures to train on, 20 to watch, 40 to test; 112 x 112 pixels, 12 epochs, from scratch.')
 IDRID_MASKS = 'microaneurysm','haemorrhage','hard_exudate','soft_exudate','optic_disc'
-_own = _small([k for k in SMALL if k not in ('UNet','superpixels decide')], superpixels=600)
-IDRID = Experiment('sanet', 'idrid', 'Five kinds of outlines of IDRiD', {**_own, 'ResUNet, CE+JAL':dict(_own['ResUNet'], loss_options=LOSSES['CE+JAL'])}, seeds=dict(laptop=(0,1,2)), published=claims(list(_own)),
+_outlines = _small([k for k in SMALL if k not in ('UNet','superpixels decide')], superpixels=600)
+IDRID = Experiment('sanet', 'idrid', 'Five kinds of outlines of IDRiD', {**_outlines, 'ResUNet, CE+JAL':dict(_outlines['ResUNet'], loss_options=LOSSES['CE+JAL'])}, seeds=dict(laptop=(0,1,2)), published=claims(list(_outlines)),
     presets=dict(laptop=_recipe('idrid-fundus', (126,189), masks=IDRID_MASKS, epochs=28, data_options=dict(task='segmentation'), **(LAPTOP | dict(batch_size=2)))), note='laptop: 54 photographs, a fifth of them to watch, 27 to test; 126 x 189 pixels, batches of 2, 28 epochs, from scratch.')
 
 # %% ../../nbs/papers/90_papers.sanet.ipynb #6ba5ac15
