@@ -314,7 +314,7 @@ def superpixel_pool(
     if reduce=='mean': s = s/_counts(labels, K).clamp(min=1)[:,None]
     return s.to(x.dtype)
 
-# %% ../nbs/blocks/40_superpixels.ipynb #48a9581f
+# %% ../nbs/blocks/40_superpixels.ipynb #2e699992
 def superpixel_unpool(
     s:Tensor, # One value for each channel and superpixel (B,C,K)
     labels:Tensor, # Integer labels (B,H,W), negative for "no superpixel"
@@ -325,8 +325,8 @@ def superpixel_unpool(
     labels = resize_labels(labels, size) if size is not None else _labels(labels)
     if labels.shape[0]!=s.shape[0]: raise ShapeError('labels', labels, f'expected {s.shape[0]} maps, one for each image of s')
     if labels.device!=s.device: raise ShapeError('labels', f'labels on {labels.device}', f'expected them on {s.device}, where s is')
-    at = _bins(labels, s.shape[2])[0][:,None].expand(-1, s.shape[1], -1)
-    return F.pad(_wide(s), (0,1)).gather(2, at).unflatten(2, labels.shape[1:]).to(s.dtype)
+    at = _bins(labels, s.shape[2] or 1)[0][:,None].expand(-1, s.shape[1], -1)
+    return F.pad(_wide(s), (0,1 if s.shape[2] else 2)).gather(2, at).unflatten(2, labels.shape[1:]).to(s.dtype)
 
 # %% ../nbs/blocks/40_superpixels.ipynb #3d4b9b7b
 def superpixel_ceiling(

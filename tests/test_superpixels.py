@@ -508,3 +508,9 @@ def test_cuda(method):
         o = x.to(d).requires_grad_(); y = superpixel_pool(o, labels.to(d), 40, method=method)
         (y*w.to(d)).sum().backward(); grads.append((y.detach().cpu(), o.grad.cpu()))
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
+
+def test_a_batch_without_any_superpixel():
+    "Nothing is pooled, and zeros are handed back"
+    x,none = torch.rand(2, 3, 4, 5),torch.full((2,4,5), -1)
+    R = superpixel_pool(x, none)
+    assert R.shape==(2,3,0) and (superpixel_unpool(R, none)==0).all() and superpixel_unpool(R, none).shape==x.shape
