@@ -3,6 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest, torch
 from torch import nn
+from medattn_nb import backbones
 from medattn_nb.backbones import register_backbone
 from medattn_nb.core import ArgumentError, ResultError, ShapeError
 from medattn_nb.lab.experiments import Experiment, compare, run_experiment, show_table
@@ -28,9 +29,16 @@ class ByRegion(nn.Module):
 class Plain(nn.Sequential):
     def __init__(self, num_classes, in_channels): super().__init__(nn.Conv2d(in_channels, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
 
-for _name,_net in {'by-region':ByRegion, 'plain-tags':Plain}.items():
-    def _make(num_classes=2, in_channels=3, attention=None, where='residual', init='he', keep_identity=True, _net=_net): return _net(num_classes, in_channels)
-    register_backbone(_name)(_make)
+def _maker(net):
+    def make(num_classes=2, in_channels=3, attention=None, where='residual', init='he', keep_identity=True): return net(num_classes, in_channels)
+    return make
+
+@pytest.fixture(autouse=True, scope='module')
+def networks():
+    "Two networks by name, for these tests alone"
+    for k,o in {'by-region':ByRegion, 'plain-tags':Plain}.items(): register_backbone(k)(_maker(o))
+    yield
+    for k in ('by-region','plain-tags'): del backbones._backbones[k]
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch): monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
