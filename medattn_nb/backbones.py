@@ -14,7 +14,7 @@ from pathlib import Path
 import torch,torchvision
 from torch import nn
 from torchvision.models.resnet import BasicBlock,ResNet
-from .core import ArgumentError
+from .core import ArgumentError,Registry
 from .attention import attention_modules,insert_attention
 
 # %% ../nbs/blocks/20_backbones.ipynb #44741d0d
@@ -70,16 +70,13 @@ def load_weights(
     return missing
 
 # %% ../nbs/blocks/20_backbones.ipynb #bfd39323
-_backbones = {}
+_backbones = Registry()
 
 def register_backbone(
     name:str, # The name to create it by
 ): # Decorator for a function that gives a network
-    "Make a backbone known by `name`"
-    def _register(f):
-        _backbones[name] = f
-        return f
-    return _register
+    "Make a backbone known by `name`; the same function again replaces it, another one under a taken name is an `ArgumentError`"
+    return _backbones.register(name)
 
 # %% ../nbs/blocks/20_backbones.ipynb #d08ebdc4
 def available_backbones()->list: # Names for `create_backbone`, sorted
@@ -90,9 +87,8 @@ def create_backbone(
     name:str, # One of `available_backbones()`
     **kw, # Passed to the backbone, such as `num_classes=2`
 )->nn.Module:
-    "A new backbone by name; an unknown name is an `ArgumentError` that lists the known ones"
-    if name not in _backbones: raise ArgumentError('name', name, f"choose one of {', '.join(available_backbones())}")
-    return _backbones[name](**kw)
+    "A new backbone by name; an unknown name or keyword is an `ArgumentError` that lists the known ones"
+    return _backbones.make(name, **kw)
 
 # %% ../nbs/blocks/20_backbones.ipynb #2d2eaa1d
 def _check_sizes(**kw):

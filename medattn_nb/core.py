@@ -6,11 +6,11 @@ Docs: https://medattn.github.io/medattn_nb/blocks/core.html.md"""
 
 # %% auto #0
 __all__ = ['MedattnError', 'ArgumentError', 'ShapeError', 'DataError', 'ResultError', 'MissingPackage', 'check_feature_map',
-           'seed_everything', 'derive_seed', 'seed_worker', 'nondeterministic_ops', 'local_seed', 'devices',
+           'Registry', 'seed_everything', 'derive_seed', 'seed_worker', 'nondeterministic_ops', 'local_seed', 'devices',
            'pick_device']
 
 # %% ../nbs/blocks/00_core.ipynb #7f09c2fa
-import contextlib,hashlib,os,random
+import contextlib,hashlib,inspect,os,random
 import numpy as np
 import torch
 from torch import Tensor
@@ -55,6 +55,45 @@ def check_feature_map(
     if not x.is_floating_point(): raise ShapeError(name, x, 'expected floating-point values; convert with x.float()')
     if channels is not None and x.shape[1]!=channels: raise ShapeError(name, x, f'expected {channels} channels in dimension 1')
     return x
+
+# %% ../nbs/blocks/00_core.ipynb #16090757
+class Registry(dict):
+    "What can be made by name: name -> class or function"
+    def __init__(self,
+        kinds=(), # What is known already, as for `dict`
+        *,
+        lead:int=0, # Arguments that come before the keywords, such as the channels of an attention module
+    ):
+        super().__init__(kinds)
+        self.lead = lead
+
+    def copy(self)->'Registry': return Registry(self, lead=self.lead) # For tests that put it back
+
+    def register(self,
+        name:str, # The name to make it by
+    ): # Decorator for a class or a function
+        "Make something known by `name`; running the same cell again replaces it, another thing under a taken name is an `ArgumentError`"
+        def _register(kind):
+            old = self.setdefault(name, kind)
+            if _title(old)!=_title(kind): raise ArgumentError('name', name, f'is taken by {_title(old)}; choose another name')
+            self[name] = kind
+            return kind
+        return _register
+
+    def make(self,
+        name:str, # A known name
+        *args, # What comes before the keywords
+        **kw, # Keywords
+    ):
+        "A new one; an unknown name or keyword is an `ArgumentError` that lists the known ones"
+        if name not in self: raise ArgumentError('name', name, f"choose one of {', '.join(sorted(self))}")
+        ps = list(inspect.signature(self[name]).parameters.values())[self.lead:]
+        known = [p.name for p in ps if p.kind is not p.VAR_KEYWORD]
+        bad = [k for k in kw if k not in known]
+        if bad and len(known)==len(ps): raise ArgumentError('keyword', bad[0], f"'{name}' accepts {', '.join(known) or 'no keywords'}")
+        return self[name](*args, **kw)
+
+def _title(kind): return getattr(kind, '__qualname__', None) or repr(kind)
 
 # %% ../nbs/blocks/00_core.ipynb #4e73b2bd
 def seed_everything(

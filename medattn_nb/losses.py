@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn,Tensor
 from fastcore.meta import delegates
-from .core import ArgumentError,ShapeError
+from .core import ArgumentError,Registry,ShapeError
 
 # %% ../nbs/blocks/25_losses.ipynb #f55dd186
 MODES = 'binary','multilabel','multiclass'
@@ -170,18 +170,13 @@ class Loss(nn.Module):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k,v in vs.items() if v!=ps[k].default)})"
 
 # %% ../nbs/blocks/25_losses.ipynb #51eff545
-_losses = {}
+_losses = Registry()
 
 def register(
     name:str, # The name to create it by, such as 'dice'
 ): # Decorator for a `Loss`
     "Make a loss known by `name`; the same class again replaces it, another one under a taken name is an `ArgumentError`"
-    def _register(cls):
-        known = _losses.setdefault(name, cls)
-        if known.__qualname__!=cls.__qualname__: raise ArgumentError('name', name, f'is taken by {known.__name__}; choose another name')
-        _losses[name] = cls
-        return cls
-    return _register
+    return _losses.register(name)
 
 def available()->list: # Names for `create`, sorted
     "The names of all registered losses"
@@ -193,11 +188,7 @@ def create(
     **kw, # Its settings, such as `weight=[1,5]`
 )->Loss:
     "A new loss by name; an unknown name or keyword is an `ArgumentError` that lists the known ones"
-    cls = _losses[_choose('name', name, available())]
-    known = list(inspect.signature(cls).parameters)
-    for k in kw:
-        if k not in known: raise ArgumentError('keyword', k, f"'{name}' accepts {', '.join(known)}")
-    return cls(**kw)
+    return _losses.make(name, **kw)
 
 # %% ../nbs/blocks/25_losses.ipynb #41b11d93
 def _per(a, n):

@@ -82,3 +82,10 @@ def run_all(d):
     "Run every cell of the open notebook"
     said = d.execute_async_script(_FIND + 'const done = arguments[0]; app.shell.activateById(w.id); app.commands.execute("notebook:run-all-cells").then(() => done(""), e => done(String(e)))')
     assert not said, said
+
+def sees(driver, text):
+    "Wait until the status line of a widget on the page says `text`"
+    from selenium.webdriver.support.ui import WebDriverWait
+    def said(): return next((o.text for o in driver.find_elements('css selector', '.jp-OutputArea-output [role=status]')), '')
+    try: WebDriverWait(driver, WAIT, poll_frequency=.2).until(lambda _: text in said())
+    except Exception: raise AssertionError(f'the page does not say {text!r} but {said()!r}') from None

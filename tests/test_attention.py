@@ -141,7 +141,7 @@ def test_one_value_in_training():
 @pytest.fixture
 def own_name(monkeypatch):
     "The registry, put back after the test"
-    monkeypatch.setattr(registry, '_kinds', dict(registry._kinds))
+    monkeypatch.setattr(registry, '_kinds', registry._kinds.copy())
 
 class Half(Attention):
     "Multiply by one half"

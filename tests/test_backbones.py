@@ -165,9 +165,11 @@ def test_imagenet_weights_are_found_and_checked(monkeypatch, tmp_path):
 
 def test_registry(monkeypatch):
     import medattn_nb.backbones as b
-    monkeypatch.setattr(b, '_backbones', dict(b._backbones))
+    monkeypatch.setattr(b, '_backbones', b._backbones.copy())
     @register_backbone('flat')
     def flat(num_classes=2): return nn.Linear(4, num_classes)
     assert {'flat','resnet18','shufflenetv2'}<=set(available_backbones()) and available_backbones()==sorted(available_backbones()) and create_backbone('flat', num_classes=5).out_features==5
     assert n_params(create_backbone('resnet18', attention='se'))==11_264_578
     with pytest.raises(ArgumentError, match='choose one of .*flat, .*resnet18'): create_backbone('vgg')
+    with pytest.raises(ArgumentError, match="'flat' accepts num_classes"): create_backbone('flat', classes=5)
+    with pytest.raises(ArgumentError, match='is taken by .*resnet18'): register_backbone('resnet18')(nn.Linear)

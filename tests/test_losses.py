@@ -342,7 +342,7 @@ def test_bad_batches(f, args, kind, says):
     ('dice', dict(smooth=-1), 'smooth'), ('dice', dict(weight=[-1,1]), 'weight'), ('dice', dict(weight=[[1]]), 'weight'), ('dice', dict(weight=[0,0]), 'not all 0'), ('focal', dict(gamma=-1), 'gamma: got -1'),
     ('focal', dict(gamma=True), 'gamma'), ('focal', dict(gamma=float('nan')), 'gamma'), ('focal', dict(alpha=1.5), 'alpha'), ('gbce', dict(alpha=1), 'less than 1'), ('gbce', dict(alpha=-.1), 'alpha'),
     ('gbce', dict(form='literal'), 'form'), ('gbce', dict(form='printed', c1=True), 'c1'), ('jaccard', dict(form='x'), 'form'), ('combo', dict(dice='row'), 'dice'), ('gbl', dict(alpha=2), 'alpha'),
-    ('gbl', dict(reduction='sum'), "'gbl' accepts gamma"), ('dice', dict(gamma=1), "'dice' accepts squared"), ('dise', {}, "choose one of 'ce'")])
+    ('gbl', dict(reduction='sum'), "'gbl' accepts gamma"), ('dice', dict(gamma=1), "'dice' accepts squared"), ('dise', {}, "choose one of ce")])
 def test_bad_settings(name, kw, says):
     with pytest.raises(ArgumentError, match=says): create(name, **kw)
 

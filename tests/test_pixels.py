@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest, torch, torchvision
 from torch import nn
-from browser import WAIT, chromium, lab, needs, open_notebook, run_all
+from browser import WAIT, chromium, lab, needs, open_notebook, run_all, sees
 from conftest import ROOT
 from medattn_nb.attention import create, insert_attention
 from medattn_nb.core import ArgumentError, MissingPackage
@@ -78,16 +78,12 @@ def test_a_click_in_the_browser(tmp_path):
     nf.write(nf.v4.new_notebook(cells=[nf.v4.new_code_cell(CODE)], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))), folder/'click.ipynb')
     with lab(folder, tmp_path/'home', ROOT) as server, chromium(tmp_path/'profile') as d:
         open_notebook(d, server, 'click.ipynb'); run_all(d)
-        def said(): return next((o.text for o in d.find_elements('css selector', '.jp-OutputArea-output [role=status]')), '')
-        def sees(s):
-            try: WebDriverWait(d, WAIT, poll_frequency=.2).until(lambda _: s in said())
-            except Exception: raise AssertionError(f'the page does not say {s!r} but {said()!r}') from None
-        sees('row 20, column 20')
+        sees(d, 'row 20, column 20')
         left,right = d.find_elements('css selector', '.jp-OutputArea-output canvas')
         def pixels_of(c): return d.execute_script('return arguments[0].toDataURL()', c)
         before = pixels_of(right)
         size = left.size; ActionChains(d).move_to_element_with_offset(left, int(size['width']*(5.5/40-.5)), int(size['height']*(30.5/40-.5))).click().perform()
-        sees('row 30, column 5'); WebDriverWait(d, WAIT).until(lambda _: pixels_of(right)!=before)
+        sees(d, 'row 30, column 5'); WebDriverWait(d, WAIT).until(lambda _: pixels_of(right)!=before)
         assert d.switch_to.active_element==left; d.switch_to.active_element.send_keys('\ue014')  # arrow right
-        sees('row 30, column 6')
+        sees(d, 'row 30, column 6')
         if p := os.environ.get('MEDATTN_SHOTS'): d.save_screenshot(str(Path(p)/'pixels.png'))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from browser import WAIT, chromium, lab, needs, open_notebook, run_all
+from browser import WAIT, chromium, lab, needs, open_notebook, run_all, sees
 from conftest import ROOT, real
 from medattn_nb.core import ArgumentError, MissingPackage, ShapeError
 from medattn_nb.data.datasets import load
@@ -221,14 +221,10 @@ def test_sliders_in_the_browser(tmp_path):
     nf.write(nf.v4.new_notebook(cells=[nf.v4.new_code_cell(CODE)], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))), folder/'look.ipynb')
     with lab(folder, tmp_path/'home', ROOT) as server, chromium(tmp_path/'profile') as d:
         open_notebook(d, server, 'look.ipynb'); run_all(d)
-        def said(): return next((o.text for o in d.find_elements('css selector', '.jp-OutputArea-output [role=status]')), '')
-        def sees(s):
-            try: WebDriverWait(d, WAIT, poll_frequency=.2).until(lambda _: s in said())
-            except Exception: raise AssertionError(f'the page does not say {s!r} but {said()!r}') from None
         def picture(): return d.find_element('css selector', '.jp-OutputArea-output img').get_attribute('src')
-        sees('asked for 50, found'); before = picture()
+        sees(d, 'asked for 50, found'); before = picture()
         slider = d.find_element('css selector', '.jp-OutputArea-output .noUi-handle'); slider.send_keys('\ue014')  # arrow right: the next number
-        sees('asked for 75, found'); WebDriverWait(d, WAIT).until(lambda _: picture()!=before); before = picture()
+        sees(d, 'asked for 75, found'); WebDriverWait(d, WAIT).until(lambda _: picture()!=before); before = picture()
         next(o for o in d.find_elements('css selector', '.jp-OutputArea-output button') if o.text=='best superpixels').click()
         WebDriverWait(d, WAIT).until(lambda _: picture()!=before)
         if p := os.environ.get('MEDATTN_SHOTS'): d.save_screenshot(str(Path(p)/'regions.png'))

@@ -8,11 +8,11 @@ Docs: https://medattn.github.io/medattn_nb/blocks/attention.registry.html.md"""
 __all__ = ['Attention', 'register', 'available', 'create', 'attention_modules', 'collect_maps', 'open_gates', 'check_attention']
 
 # %% ../../nbs/blocks/10_attention.registry.ipynb #5e26d0fb
-import contextlib,copy,inspect
+import contextlib,copy
 from functools import partial
 import torch
 from torch import nn,Tensor
-from ..core import ArgumentError,check_feature_map,local_seed
+from ..core import ArgumentError,Registry,check_feature_map,local_seed
 
 # %% ../../nbs/blocks/10_attention.registry.ipynb #70a2cead
 class Attention(nn.Module):
@@ -54,18 +54,13 @@ class Attention(nn.Module):
     def extra_repr(self): return f'channels={self.channels}'
 
 # %% ../../nbs/blocks/10_attention.registry.ipynb #6d24c6f4
-_kinds = {}
+_kinds = Registry(lead=1)
 
 def register(
     name:str, # The name to create it by, such as 'se'
 ): # Decorator for a class (or a function) that takes `channels` first and gives an `Attention`
     "Make an attention module known by `name`; running the same cell again replaces it, another one under a taken name is an `ArgumentError`"
-    def _register(kind):
-        old = _kinds.get(name)
-        if old is not None and getattr(old,'__name__',None)!=getattr(kind,'__name__',None): raise ArgumentError('name', name, f'is taken by {old}; choose another name')
-        _kinds[name] = kind
-        return kind
-    return _register
+    return _kinds.register(name)
 
 def available()->list: # Names for `create`, sorted
     "The names of all registered attention modules"
@@ -78,12 +73,7 @@ def create(
     **kw, # Passed to the module, such as `reduction=8`
 )->Attention:
     "A new attention module by name; an unknown name or keyword is an `ArgumentError` that lists the known ones"
-    if name not in _kinds: raise ArgumentError('name', name, f"choose one of {', '.join(available())}")
-    ps = list(inspect.signature(_kinds[name]).parameters.values())
-    known = [p.name for p in ps[1:] if p.kind is not p.VAR_KEYWORD]
-    bad = [k for k in kw if k not in known]
-    if bad and len(known)==len(ps)-1: raise ArgumentError('keyword', bad[0], f"'{name}' accepts {', '.join(known) or 'no keywords'}")
-    return _kinds[name](channels, **kw)
+    return _kinds.make(name, channels, **kw)
 
 # %% ../../nbs/blocks/10_attention.registry.ipynb #51e9fc3a
 def attention_modules(
