@@ -38,6 +38,13 @@ def test_installs_once(project):
     did,run = ensure(project)
     assert not did and run.cmds==[]
 
+@pytest.mark.parametrize('forbidden', [True,False])
+def test_compiles_where_python_may_not(project, monkeypatch, forbidden):
+    monkeypatch.setattr(sys, 'dont_write_bytecode', forbidden)
+    assert ensure(project)[1].ran('--compile-bytecode', '-e .')==forbidden
+    (project/'.venv'/install.Env(project).stamp.name).unlink()
+    assert not any('--compile-bytecode' in o for o in ensure(project, fails=['uv pip install'])[1].cmds if '-m pip install' in o)
+
 @pytest.mark.parametrize('file', install.INPUTS)
 def test_installs_again_when_the_metadata_changes(project, file):
     ensure(project)

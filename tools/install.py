@@ -65,8 +65,10 @@ class Env:
         env = {k:v for k,v in os.environ.items() if k not in ("UV_SYSTEM_PYTHON", "PYTHONHOME")}
         env.setdefault("UV_HTTP_TIMEOUT", "300")
         py,args = str(self.exe("python")),["-c", "constraints.txt", *what]
+        # Where Python may not write bytecode as it goes, each start would compile PyTorch anew, for twenty seconds
+        compiled = ["--compile-bytecode"] if sys.dont_write_bytecode else []
         uv = self.uv()
-        if uv and self.run([str(uv), "pip", "install", "--python", py, *["--reinstall"]*again, *args], cwd=self.root, env=env, **kw).returncode==0: return True
+        if uv and self.run([str(uv), "pip", "install", "--python", py, *compiled, *["--reinstall"]*again, *args], cwd=self.root, env=env, **kw).returncode==0: return True
         if kw: return False
         say("uv did not finish; trying the same with pip")
         return self.run([py, "-m", "pip", "install", *["--force-reinstall"]*again, *args], cwd=self.root, env=env).returncode==0
