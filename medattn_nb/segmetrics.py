@@ -154,7 +154,7 @@ def mean_pixel_accuracy(
     missed='skip', # Class that is claimed but not there (as printed: there but not claimed): 'skip' or a value
     reduction:str='mean', # 'mean' or 'none'
 )->Score: # From 0 to 1
-    "MPA: the share of each class's pixels that was found, averaged over classes"
+    "MPA: the share of each class's pixels that was found (as printed: of each class's claims that was right), averaged over classes"
     if formula not in ('recall','printed'): raise ArgumentError('formula', formula, "use 'recall' or 'printed'")
     tp,t,p,_ = _parts(C, background)
     return tally(_over(tp, t if formula=='recall' else p), t+p==0, empty, missed, reduction)

@@ -686,8 +686,18 @@ def fit(
     if ck: learn.model.load_state_dict(ck['model'])
     if start<recipe.epochs:
         more = [Checkpoint(path, recipe, history, on_epoch, start, ck.get('best') if ck else None, _reading(recipe, data, learn.dls.train) if path else None)] + ([Restore(ck)] if ck else [])
-        with learn.no_bar(), learn.no_logging(): learn.fit(recipe.epochs, lr=recipe.lr, cbs=more, start_epoch=start)
+        try:
+            with learn.no_bar(), learn.no_logging(): learn.fit(recipe.epochs, lr=recipe.lr, cbs=more, start_epoch=start)
+        except ValueError as e:
+            if 'more than 1 value per channel' in str(e): raise _alone(recipe, len(learn.dls.train.x)) from e
+            raise
     return Fitted(learn, history, start)
+
+# %% ../../nbs/lab/00_lab.training.ipynb #b6ffaa5a
+def _alone(recipe, n):
+    "The error for a last batch of one image, which batch norm cannot use where its map has one position"
+    ok = next(k for k in range(max(2, recipe.batch_size), n+3) if n%k!=1)
+    return ArgumentError('batch_size', recipe.batch_size, f'of {n} training images one is left alone in a batch, and batch norm has nothing to average there; use {ok}, or larger images')
 
 # %% ../../nbs/lab/00_lab.training.ipynb #3fcc4ac2
 def predict(
