@@ -521,7 +521,7 @@ def measure_fields(
     root=None, # Folder of the real data sets, where `train` is not given
     layer:str='bridge', # Whose central unit
     size:int=256, # Side of the random images in pixels
-    n:int=8, # Random images
+    n:int=20, # Random images
 )->dict: # A record for the `Ledger`: sizes 'before' and 'after' training
     "The effective receptive field of a run's network with its first and with its last weights"
     recipe = Recipe.from_dict(run['recipe'])
