@@ -227,3 +227,34 @@ def test_best_epoch(tmp_path, stop):
     again = fit(r, device='cpu', checkpoints=tmp_path)
     assert again.resumed==4 and all(torch.equal(v, want[k]) for k,v in again.learn.model.state_dict().items())
     assert fit(r.replace(which_epoch='last'), device='cpu').history[-1]['auc']==aucs[-1]
+
+# --- fused steps --------------------------------------------------------------------------------------
+def steps(opt, weights, seed=0, n=3):
+    g = torch.Generator().manual_seed(seed)
+    for _ in range(n):
+        for w in weights: w.grad = torch.randn(w.shape, generator=g)
+        opt.step()
+
+def weights(**kw): g = torch.Generator().manual_seed(9); return [torch.nn.Parameter(torch.randn(s, generator=g).to(**kw)) for s in ((8,4,3,3),(8,),(5,8,1,1))]
+
+@pytest.mark.parametrize('name,kw', [('adam',{}), ('adamw',{}), ('amsgrad',dict(amsgrad=True))])
+@pytest.mark.parametrize('channels_last', [True,False])
+def test_fused_steps_are_the_steps_of_torch(name, kw, channels_last):
+    r = TINY.replace(optimiser=name, lr=.01, weight_decay=.1, momentum=.8)
+    a,b = weights(),weights()
+    if channels_last: a = [torch.nn.Parameter(w.detach().contiguous(memory_format=torch.channels_last)) if w.ndim==4 else w for w in a]
+    opt = r.opt_func(a); assert all(g['fused'] for g in opt.opt.param_groups)
+    steps(opt, a); steps((torch.optim.AdamW if name=='adamw' else torch.optim.Adam)(b, lr=.01, weight_decay=.1, betas=(.8,.999), foreach=False, **kw), b)
+    for x,y in zip(a, b): torch.testing.assert_close(x.detach(), y.detach(), rtol=0, atol=1e-6)
+
+def test_fused_state_goes_through_a_file(tmp_path):
+    r = TINY.replace(optimiser='amsgrad', lr=.01); a,b = weights(),weights()
+    opt = r.opt_func(a); steps(opt, a); torch.save(opt.opt.state_dict(), tmp_path/'o.pth')
+    for x,y in zip(b, a): x.data.copy_(y.data)
+    again = r.opt_func(b); again.opt.load_state_dict(torch.load(tmp_path/'o.pth', weights_only=True))
+    steps(opt, a, 1); steps(again, b, 1)
+    assert all(torch.equal(x, y) for x,y in zip(a, b))
+
+def test_sgd_is_left_alone(): assert not any(g.get('fused') for g in TINY.opt_func(weights()).opt.param_groups)
+def test_other_devices_are_not_fused():
+    w = [torch.nn.Parameter(torch.empty(2, device='meta'))]; assert not any(g.get('fused') for g in TINY.replace(optimiser='adam').opt_func(w).opt.param_groups)

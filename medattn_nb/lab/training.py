@@ -434,9 +434,22 @@ def opt_func(self:Recipe,
     params, # Parameters of the model
     lr:float=None, # Given by the Learner; the recipe's
 )->OptimWrapper: # For a fastai `Learner`
-    "The recipe's optimiser over `params`, as `torch.optim` defines it"
+    "The recipe's optimiser over `params`, as `torch.optim` defines it; Adam's steps are fused on CPU and CUDA"
     kw = dict(momentum=self.momentum) if self.optimiser=='sgd' else dict(betas=(self.momentum, .999))
-    return OptimWrapper(params, OPTIMISERS[self.optimiser], lr=lr or self.lr, weight_decay=self.weight_decay, **kw)
+    opt = OptimWrapper(params, OPTIMISERS[self.optimiser], lr=lr or self.lr, weight_decay=self.weight_decay, **kw)
+    if self.optimiser!='sgd': _fuse(opt.opt)
+    return opt
+
+# %% ../../nbs/lab/00_lab.training.ipynb #e626a358
+def _fuse(opt):
+    "Fused steps for one of `torch.optim`'s Adams, where all of its weights are on a CPU or CUDA"
+    if {p.device.type for g in opt.param_groups for p in g['params']}<={'cpu','cuda'}:
+        for g in opt.param_groups: g['fused'],g['foreach'] = True,False
+        opt.register_step_pre_hook(_in_order)
+
+def _in_order(opt, *args):
+    for p in (p for g in opt.param_groups for p in g['params']):
+        if p.grad is not None and p.grad.stride()!=p.stride(): p.grad = torch.empty_like(p).copy_(p.grad)
 
 # %% ../../nbs/lab/00_lab.training.ipynb #8f053dc6
 @patch
