@@ -11,6 +11,7 @@ __all__ = ['MedattnError', 'ArgumentError', 'ShapeError', 'DataError', 'ResultEr
 
 # %% ../nbs/blocks/00_core.ipynb #7f09c2fa
 import contextlib,hashlib,inspect,os,random
+from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
@@ -93,7 +94,9 @@ class Registry(dict):
         if bad and len(known)==len(ps): raise ArgumentError('keyword', bad[0], f"'{name}' accepts {', '.join(known) or 'no keywords'}")
         return self[name](*args, **kw)
 
-def _title(kind): return getattr(kind, '__qualname__', None) or repr(kind)
+def _title(kind):
+    if isinstance(kind, partial): return f"{_title(kind.func)}({', '.join([*map(repr, kind.args), *(f'{k}={v!r}' for k,v in kind.keywords.items())])})"
+    return getattr(kind, '__qualname__', None) or repr(kind)
 
 # %% ../nbs/blocks/00_core.ipynb #4e73b2bd
 def seed_everything(
