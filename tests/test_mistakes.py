@@ -1,5 +1,6 @@
 "Learning To Pay Attention To Mistakes: sizes, shapes, readings and bad input of its networks, and its tables as data"
 import copy, pickle
+from pathlib import Path
 import numpy as np
 import pytest, torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from medattn_nb.backbones import create_backbone
 from medattn_nb.core import ArgumentError, ShapeError, local_seed
 from medattn_nb.lab.experiments import run_experiment
 from medattn_nb.lab.ledger import Ledger
+from medattn_nb.lab.report import pick_records
 from medattn_nb.lab.training import Recipe
 from medattn_nb.papers.mistakes import *
 from medattn_nb.papers.mistakes import BRATS, CITY, DIALS, EXPERIMENTS, ISLES, KINDS, LGG, MODELS, NAMES, RFNA_READINGS, SITES
@@ -369,3 +371,22 @@ def test_scoreboard_and_fields_of_a_run(tmp_path):
     f = measure_fields(recs[0], tmp_path/'ck', size=96, n=2)
     assert f['table']==f"{exp.table}-fields" and set(f['metrics'])=={'before','after'} and 0<f['metrics']['before']['radius']<96
     Ledger(tmp_path).write(f); assert Ledger(tmp_path).records('mistakes', f['table'])[0]['metrics']==f['metrics']
+
+# --- the committed runs --------------------------------------------------------------------------------
+HERE = Ledger(Path(__file__).parent.parent/'results')
+
+def test_committed_runs_are_complete():
+    "Every network of the paper and every control with every seed, one record each, all on the same real images"
+    found = pick_records(LGG, HERE.records('mistakes', 'lgg'), 'laptop')
+    want = sorted((k,r.seed,r.hash) for k,r in LGG.recipes('laptop') if 'as released' not in k)
+    have = sorted((r['row'],r['seed'],Recipe.from_dict(r['recipe']).hash) for r in found if 'as released' not in r['row'])
+    assert len(want)==42 and have==want
+    assert len({(r['data']['fingerprint'],r['data']['split_fingerprint']) for r in found})==1 and not any(r['data']['synthetic'] or r['environment']['git']['dirty'] for r in found)
+
+@pytest.mark.parametrize('table,rows', [('lgg-fields',FIELD_ROWS), *((f'lgg-attacked{o}',('Unet','FPA','RFNA')) for o in ('','-clamped'))])
+def test_what_was_measured_afterwards_is_complete(table, rows):
+    "Made from the checkpoints of the runs: same rows, seeds and recipes"
+    runs = {(r['row'],r['seed']):r for r in HERE.records('mistakes', 'lgg')}
+    found = HERE.records('mistakes', table)
+    assert sorted((r['row'],r['seed']) for r in found)==sorted((k,s) for k in rows for s in range(3))
+    assert all(r['recipe_hash']==runs[r['row'],r['seed']]['recipe_hash'] and not r['environment']['git']['dirty'] for r in found)

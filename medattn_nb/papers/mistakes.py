@@ -500,13 +500,13 @@ FIGURE7 = Experiment('mistakes', 'figure-7', 'Configurations of FPA and RFNA (Fi
 
 # %% ../../nbs/papers/70_papers.mistakes.ipynb #1742422d
 def _dial(foreground, rim_contrast, **kw):
-    return _recipe('phantom-brain', 72, 2e-3, 8, 16, 4, **kw).replace(data_options=dict(n=480, size=72, slices=8, empty=.25, foreground=foreground, rim_contrast=rim_contrast))
+    return _recipe('phantom-brain', 72, 1e-2, 12, 16, 4, **kw).replace(data_options=dict(n=480, size=72, slices=8, empty=.25, foreground=foreground, rim_contrast=rim_contrast))
 
 def _swept(foreground, rim_contrast):
     name,r = f'rim-{1000*foreground:g}-{100*rim_contrast:g}',_dial(foreground, rim_contrast)
     names = {k:v for k,v in rows(8).items() if k in ('Unet','FPA','FPA without gaps','Unet as large as FPA','RFNA','RFNA, labels as they are','Unet, labels reversed')}
     return Experiment('mistakes', name, f'Brain phantom, {100*foreground:g} % foreground, edge at {100*rim_contrast:g} % of the contrast', names,
-        presets=dict(smoke=r.replace(epochs=1, data_options=dict(n=48, size=72, slices=8, foreground=foreground, rim_contrast=rim_contrast)), laptop=r), seeds=dict(smoke=(0,), laptop=(0,1,2)), published={}, note='Phantom of 72 x 72 pixels, a quarter of the channels, 8 epochs.')
+        presets=dict(smoke=r.replace(epochs=1, lr=2e-3, data_options=dict(n=48, size=72, slices=8, foreground=foreground, rim_contrast=rim_contrast)), laptop=r), seeds=dict(smoke=(0,), laptop=(0,1,2)), published={}, note='Phantom of 72 x 72 pixels, a quarter of the channels, 12 epochs.')
 
 DIALS = {(f,c):_swept(f, c) for f,c in ((.004,.5),(.015,.5),(.05,.5),(.015,0.),(.015,1.))}
 EXPERIMENTS = {o.table:o for o in (LGG,BRATS,ISLES,CITY,FIGURE7,*DIALS.values())}
