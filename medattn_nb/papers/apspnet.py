@@ -398,8 +398,8 @@ US_473 = Experiment('apspnet', 'us-473', 'Fluid in public kidney ultrasound, wit
 UNITS = {'study':'whole studies', 'fold':'published folds', 'frame':'single frames'} # What a fold keeps together
 
 def _leak(group):
-    some = {k:v for k,v in rows('resnet18', 8).items() if k in ('PSPNet','A-PSPNet')}
-    return Experiment('apspnet', f'leak-{group}', f'Public kidney ultrasound, five folds of {UNITS[group]}', some, presets=dict(laptop=LAPTOP.replace(valid_fraction=.1, data_options=dict(split='none', group=group))), seeds=dict(laptop=(0,)),
+    some = {k:v for k,v in rows('resnet10', 8).items() if k in ('PSPNet','A-PSPNet')}
+    return Experiment('apspnet', f'leak-{group}', f'Public kidney ultrasound, five folds of {UNITS[group]}', some, presets=dict(laptop=LAPTOP.replace(size=64, valid_fraction=.1, data_options=dict(split='none', group=group))), seeds=dict(laptop=(0,)),
         published={}, note='Each frame is tested once; the three splits share frames, network and number of training frames.', folds=dict(laptop=5))
 
 LEAK = {k:_leak(k) for k in UNITS}
