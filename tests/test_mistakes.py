@@ -375,12 +375,15 @@ def test_scoreboard_and_fields_of_a_run(tmp_path):
 # --- the committed runs --------------------------------------------------------------------------------
 HERE = Ledger(Path(__file__).parent.parent/'results')
 
-def test_committed_runs_are_complete():
-    "Every network of the paper and every control with every seed, one record each, all on the same real images"
-    found = pick_records(LGG, HERE.records('mistakes', 'lgg'), 'laptop')
-    want = sorted((k,r.seed,r.hash) for k,r in LGG.recipes('laptop'))
-    assert len(want)==48 and sorted((r['row'],r['seed'],Recipe.from_dict(r['recipe']).hash) for r in found)==want
-    assert len({(r['data']['fingerprint'],r['data']['split_fingerprint']) for r in found})==1 and not any(r['data']['synthetic'] or r['environment']['git']['dirty'] for r in found)
+@pytest.mark.parametrize('table,n', [('lgg',48), *((o.table,21) for o in DIALS.values())])
+def test_committed_runs_are_complete(table, n):
+    "Every row with every seed of the laptop preset, one record each, all on the same images, real and synthetic apart"
+    exp = EXPERIMENTS[table]
+    found = pick_records(exp, HERE.records(exp.paper, table), 'laptop')
+    want = sorted((k,r.seed,r.hash) for k,r in exp.recipes('laptop'))
+    assert len(want)==n and sorted((r['row'],r['seed'],Recipe.from_dict(r['recipe']).hash) for r in found)==want
+    assert len({(r['data']['fingerprint'],r['data']['split_fingerprint']) for r in found})==1 and {r['data']['synthetic'] for r in found}=={table!='lgg'}
+    assert not any(r['environment']['git']['dirty'] for r in found)
 
 @pytest.mark.parametrize('table,rows', [('lgg-fields',FIELD_ROWS), *((f'lgg-attacked{o}',('Unet','FPA','RFNA')) for o in ('','-clamped'))])
 def test_what_was_measured_afterwards_is_complete(table, rows):
