@@ -382,7 +382,7 @@ def _two(table, title, names, epochs):
     "A table of the paper with its own split, and by patient"
     own = {k:rows()[k] for k in names}
     def one(name, what, split, smoke): return Experiment('apspnet', name, f'{title}, {what}', own, presets=dict(smoke=SMOKE.replace(split=smoke), paper=PAPER.replace(epochs=epochs, valid_fraction=.05, data_options=dict(split=split))),
-        seeds=dict(smoke=(0,), paper=(0,1,2)), published=claims(names, table), note='Needs frames of the form of the paper, which are not public; the validation part, which the paper does not have, is taken from the training part.')
+        seeds=dict(smoke=(0,), paper=(0,1,2)), published=claims(names, table), note='Needs frames of the form of the paper, which are not public; the validation part, which the paper does not have, is whole patients out of the training part.')
     return one(f'table-{table}', 'single frames dealt at random: leaky', 'paper', 'random'),one(f'table-{table}-patients', 'by patient', 'grouped', 'grouped')
 
 TABLE1,TABLE1_PATIENTS = _two(1, 'Arrangements of the units (Table I)', list(ORDERS), 50)
@@ -392,7 +392,7 @@ TABLE3,TABLE3_PATIENTS = _two(3, 'A-PSPNet and its rivals (Table III)', ['PSPNet
 US = Experiment('apspnet', 'us', 'Fluid in public kidney ultrasound, by study', rows('resnet18', 8, (2,4,6)), presets=dict(smoke=SMOKE.replace(masks=('hydronephrosis',)), laptop=LAPTOP), seeds=dict(smoke=(0,), laptop=(0,1,2)),
     published=claims(['PSPNet','Deeplabv3','DANet','A-PSPNet']), note='laptop: ResNet-18, 80 x 80 pixels, 8 epochs, from scratch, two classes (background and fluid) in place of three; gaps of DeepLabv3 made for the smaller map.')
 US_473 = Experiment('apspnet', 'us-473', 'Fluid in public kidney ultrasound, with the settings of the paper', rows(), presets=dict(paper=PAPER.replace(data='hydronephrosis-us', masks=('hydronephrosis',))), seeds=dict(paper=(0,1,2)),
-    published=claims(['PSPNet','Deeplabv3','DANet','A-PSPNet']), note='paper: 473 x 473, ResNet-50 with weights of ImageNet, 100 epochs; two classes in place of three; by study.')
+    published=claims(['PSPNet','Deeplabv3','DANet','A-PSPNet']), note='paper: 473 x 473, ResNet-50 with weights of ImageNet, 100 epochs; two classes in place of three; by study; the frames are square already, so that the letterbox adds nothing.')
 
 # %% ../../nbs/papers/80_papers.apspnet.ipynb #19206fa1
 UNITS = {'study':'whole studies', 'fold':'published folds', 'frame':'single frames'} # What a fold keeps together
@@ -400,7 +400,7 @@ UNITS = {'study':'whole studies', 'fold':'published folds', 'frame':'single fram
 def _leak(group):
     some = {k:v for k,v in rows('resnet10', 8).items() if k in ('PSPNet','A-PSPNet')}
     return Experiment('apspnet', f'leak-{group}', f'Public kidney ultrasound, five folds of {UNITS[group]}', some, presets=dict(laptop=LAPTOP.replace(size=64, valid_fraction=.1, data_options=dict(split='none', group=group))), seeds=dict(laptop=(0,)),
-        published={}, note='Each frame is tested once; the three splits share frames, network and number of training frames.', folds=dict(laptop=5))
+        published={}, note='Each frame is tested once; the three splits share frames and network; a published fold is kept whole, which leaves that split a few training frames less.', folds=dict(laptop=5))
 
 LEAK = {k:_leak(k) for k in UNITS}
 
@@ -408,7 +408,7 @@ LEAK = {k:_leak(k) for k in UNITS}
 def _phantom(split, what):
     some = {k:v for k,v in rows('resnet10', 8).items() if k in ('PSPNet','A-PSPNet')}
     base = SMOKE.replace(size=(48,60), preprocess=('letterbox-grey',), split=split, valid_fraction=.25)
-    return Experiment('apspnet', f'leak-phantom-{what}', f'Renal phantom, {what} dealt', some, presets=dict(smoke=base.replace(epochs=6, data_options=dict(n=80, size=64, seed=3)), laptop=base.replace(epochs=12, data_options=dict(n=320, size=64, seed=3))),
+    return Experiment('apspnet', f'leak-phantom-{what}', f'Renal phantom, {what} dealt', some, presets=dict(smoke=base.replace(epochs=6, data_options=dict(n=160, size=64, seed=3)), laptop=base.replace(epochs=12, data_options=dict(n=320, size=64, seed=3))),
         seeds=dict(smoke=(0,), laptop=(0,1,2)), published={}, note='Ten frames of each patient; a quarter of the frames, or of the patients, is held out.')
 
 PHANTOM = dict(patients=_phantom('grouped', 'patients'), frames=_phantom('random', 'frames'))
