@@ -347,7 +347,7 @@ def test_every_row_can_be_made(row):
 
 def test_losses_of_the_rows():
     for o in LOSSES.values(): create_loss('gbl', **o)
-    assert dict(EXPERIMENTS['printed'].recipes('smoke'))['Jaccard as printed'].loss_options==(('form','printed'),)
+    assert dict(EXPERIMENTS['printed'].recipes('smoke'))['Jaccard as printed'].loss_options==(('average','both'),('batch',True),('form','printed'))
     assert list(IDRID.recipes('laptop')[0][1].masks)==list(IDRID_MASKS)
 
 SMALL = dict(n=24, size=49, blank=(20,50,50,40,50), ratio=(16.,6.,5.,8.,6.))
