@@ -1,5 +1,6 @@
 "A-PSPNet: sizes, shapes, gaps, weights and rivals of its networks, its measures against loops, its tables as data"
 import copy, pickle
+from pathlib import Path
 import numpy as np
 import pytest, torch, torchvision
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from medattn_nb.backbones import create_backbone, load_weights
 from medattn_nb.core import ArgumentError, ShapeError, local_seed
 from medattn_nb.data import datasets
 from medattn_nb.lab.experiments import run_experiment
+from medattn_nb.lab.ledger import Ledger
+from medattn_nb.lab.report import pick_records
 from medattn_nb.lab.training import MaskLoss, Recipe, fit, predict
 from medattn_nb.losses import create as create_loss
 from medattn_nb.papers.apspnet import *
@@ -374,3 +377,15 @@ def test_runs_on_the_phantom(tmp_path):
     data = recipe.load()
     found = outline(load_trained(recipe, tmp_path/'ck', data, device='cpu'), recipe, data, 0)
     assert found.shape==data.masks(0).shape and found.dtype==bool and not (found[0]&found[1]).any()
+
+HERE = Ledger(Path(__file__).parents[1]/'results')
+@pytest.mark.parametrize('table,n', [*((f'leak-{k}',10) for k in UNITS), *((o.table,6) for o in PHANTOM.values())])
+def test_committed_runs_are_complete(table, n):
+    "Every row with every seed and fold of the laptop preset, one record each, on the same images"
+    exp = EXPERIMENTS[table]
+    found = pick_records(exp, HERE.records('apspnet', table), 'laptop')
+    made = [(r['row'],Recipe.from_dict(r['recipe'])) for r in found]
+    want,have = (sorted((k,r.seed,r.fold,r.hash) for k,r in o) for o in (exp.recipes('laptop'),made))
+    assert len(want)==n and have==want
+    assert len({r['data']['fingerprint'] for r in found})==1 and {r['data']['synthetic'] for r in found}=={table.startswith('leak-phantom')}
+    assert not any(r['environment']['git']['dirty'] for r in found)

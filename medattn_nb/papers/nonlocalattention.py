@@ -1,4 +1,4 @@
-"""Does attention between all pixels, at high resolution and in a branch of its own, find tiny lesions? The paper's three tables, its rivals, and the row it could not compute.
+"""Does attention between all pixels, at high resolution and in a branch of its own, find tiny lesions? The paper's three tables, its rivals, and a row one step earlier than it went.
 
 Docs: https://medattn.github.io/medattn_nb/papers/papers.nonlocalattention.html.md"""
 
@@ -192,7 +192,7 @@ def _task(table, title, data, smoke, laptop, paper, note):
 FUNDUS = _task('fundus', 'Grade of diabetic retinopathy on photographs of the retina', 'MESSIDOR', _smoke('phantom-fundus'), _laptop('idrid-fundus', 96, 10), _paper('messidor', data_options=dict(errata=False)),
     'laptop: IDRiD (413 training and 103 test images, five grades) in place of MESSIDOR, which may not be passed on; 96 x 96 pixels, batches of 16, 10 epochs, random initial weights.')
 XRAY = _task('xray', 'Normal, bacterial or viral on chest X-rays of children', 'COVID-19', _smoke('phantom-chest', classes=3), _laptop('chest-xray-pneumonia', 64, 2, data_options=dict(classes=3)), _paper('covid19-radiography'),
-    'laptop: the chest X-rays of Kermany et al. with their three classes, of which two thirds of the COVID-19 set were taken, in place of that set; 64 x 64 pixels, batches of 16, 2 epochs, random initial weights.')
+    'laptop: the chest X-rays of Kermany et al. with their three classes, from which two of the three classes of the COVID-19 set were taken, in place of that set; 64 x 64 pixels, batches of 16, 2 epochs, random initial weights.')
 TASKS = {o.table:o for o in (FUNDUS,XRAY)}
 
 # %% ../../nbs/papers/60_papers.nonlocalattention.ipynb #33494136
