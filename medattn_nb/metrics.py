@@ -617,9 +617,12 @@ def paired_metric_test(
     groups=None, # Group of each case (patient); `None` if cases are independent
     resample_runs:bool=True, # Draw the runs of each model too, so that seeds count
 )->MetricTest:
-    "Compare the mean of a metric over the runs of a and of b, by the bootstrap over the same cases (or groups) and the runs"
+    "Compare the mean of a metric over the runs of a and of b, by the bootstrap over the same cases (or groups) and the runs; draws in which a metric is undefined count for nothing, and without any the interval and p are nan"
     (y,A),(_,B) = _many(y, A, metric, 'A'),_many(y, B, metric, 'B'); _z(level)
     D = np.subtract(*_drawn(y, [A,B], n, groups, seed, metric, resample_runs))
+    D = D[~np.isnan(D)]
     a,b = metric_values(y, A, metric),metric_values(y, B, metric)
+    diff = float(np.mean(a)-np.mean(b))
+    if len(D)<2: return MetricTest(diff, (np.nan,np.nan), np.nan, np.nan, a, b)
     tail = min((D<=1e-12).sum(), (D>=-1e-12).sum())
-    return MetricTest(float(np.mean(a)-np.mean(b)), tuple(map(float, np.nanquantile(D, [(1-level)/2,(1+level)/2]))), float(min(1, 2*(tail+1)/(n+1))), float(np.nanstd(D, ddof=1)), a, b)
+    return MetricTest(diff, tuple(map(float, np.quantile(D, [(1-level)/2,(1+level)/2]))), float(min(1, 2*(tail+1)/(len(D)+1))), float(D.std(ddof=1)), a, b)

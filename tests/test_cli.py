@@ -122,6 +122,27 @@ def test_run_and_table(sh, tmp_path):
     assert head.startswith('model,runs,auc') and len(rows)==2
     assert sh('table toy/a --preset smoke --split valid')[0]==0
 
+def test_table_shows_records_that_came_with_the_project(sh, tmp_path):
+    "Synthetic runs in results are shown; a run that is in both folders counts once, and --results looks into one"
+    sh('run toy/a --preset smoke --seeds 0,1')
+    own = sh('table toy/a --preset smoke --format csv')[1]
+    (tmp_path/'runs/results').rename(tmp_path/'results')
+    assert sh('table toy/a --preset smoke --format csv')[1]==own
+    assert sh('table toy/a --preset smoke --results elsewhere')[1].count('not run')==2
+    for o in (tmp_path/'results').rglob('*seed0*.json'):
+        there = tmp_path/'runs'/o.relative_to(tmp_path); there.parent.mkdir(parents=True, exist_ok=True); there.write_bytes(o.read_bytes())
+    assert sh('table toy/a --preset smoke --format csv')[1]==own
+
+@pytest.mark.parametrize('field,value', [('deterministic',True), ('compile',False), ('epochs',3), ('lr',.02), ('size',(24,32)), ('size',48), ('augment',()), ('augment',('hflip','vflip')), ('milestones',(.6,.85)),
+    ('data_options',dict(n=60, size=32, rule='pair')), ('loss_options',{}), ('loss_options',dict(batch=True, average='both')), ('weights',None), ('amp','bf16'), ('masks',('kidney',))])
+def test_settings_that_a_report_prints_can_be_read_back(field, value):
+    from medattn_nb.lab.report import _setting
+    from medattn_nb.lab.training import Recipe
+    base = dict(data='phantom-renal', task='segment', mode='multilabel', loss='gbl')
+    r = Recipe(**base, **{field:value})
+    text = f'{field}={_setting(r.to_dict()[field])}'
+    assert Recipe(**base, **cli._changes([shlex.split(shlex.quote(text))[0]]))==r
+
 def test_runs_with_other_fields_are_kept_apart(sh):
     sh('run toy/a --preset smoke --seeds 0 --set lr=.02')
     code,out,err = sh('table toy/a --preset smoke')

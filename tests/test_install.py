@@ -108,6 +108,17 @@ def test_wheel_holds_the_library_and_nothing_else(wheel):
     assert got=={name(p) for p in modules()}|{'medattn_nb/_modidx.py'}
     assert {p.name.split('-')[0] for p in wheel.iterdir()}=={'medattn_nb'}
 
+def test_wheel_from_the_source_release(wheel, tmp_path):
+    "A source release holds what setup.py reads, and metadata can be made from it"
+    src = wheel.parent/'src'
+    shutil.copyfile(ROOT/'MANIFEST.in', src/'MANIFEST.in')
+    r = subprocess.run([sys.executable,'setup.py','-q','sdist','-d',str(tmp_path)], cwd=src, capture_output=True, text=True)
+    assert r.returncode==0, r.stderr
+    shutil.unpack_archive(next(tmp_path.glob('*.tar.gz')), tmp_path/'out')
+    there, = (tmp_path/'out').iterdir()
+    r = subprocess.run([sys.executable,'setup.py','--name','--version'], cwd=there, capture_output=True, text=True)
+    assert r.returncode==0 and r.stdout.split()[-2]=='medattn_nb', r.stderr
+
 def test_wheel_metadata(wheel):
     info = next(wheel.glob('*.dist-info'))
     m = Parser().parsestr((info/'METADATA').read_text(encoding='utf-8'))

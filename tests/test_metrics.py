@@ -240,6 +240,16 @@ def test_two_classes_as_at_one_threshold(metric):
     assert metric_values(y, [p,p], metric)==pytest.approx((want,want))
     assert skm.recall_score(y, p>=.5)==pytest.approx(metric_values(y, [p], 'sensitivity')[0])
 
+def test_undefined_draws_are_no_evidence():
+    "A metric that is undefined has no interval and no p; where it is undefined in some draws, p is that of the others"
+    y = np.arange(40)%2
+    silent,good = np.zeros((2,40)),np.stack([y*.6+.2]*2)                    # nobody is called sick: no precision
+    t = paired_metric_test(y, silent, good, 'precision', n=200)
+    assert np.isnan([t.p,t.se,*t.ci]).all()
+    rare = np.zeros((1,40)); rare[0,[0,1]] = .9                             # one right, one wrong call; a draw may have neither
+    t = paired_metric_test(y, rare, rare, 'precision', n=400, resample_runs=False)
+    assert t.p==1 and t.ci==(0,0)
+
 @pytest.mark.parametrize('metric', METRICS)
 def test_paired_metric_test(metric):
     (y,A),(_,B) = three(1, shift=2.),three(2, shift=2.)

@@ -66,7 +66,7 @@ def _literal(s):
     except (ValueError, SyntaxError): return s
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #70dc93b4
-def _options(s): return tuple((k,_literal(v)) for k,_,v in (o.partition('=') for o in re.split(r',(?=\w+=)', s)))
+def _options(s): return tuple((k,_literal(v)) for k,_,v in (o.partition('=') for o in re.split(r',(?=\w+=)', s) if o))
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #bbeed568
 def _read(f, s):
@@ -252,19 +252,28 @@ def _demo(a):
     out = Path(a.out)
     _report(exp, records, a, out if out.suffix=='.html' else out/'report.html', checkpoints)
 
+# %% ../../nbs/lab/50_lab.cli.ipynb #a4fc03b9
+def _both(exp, *folders):
+    "The records of a table in several folders; of a run that two of them have, that of the first"
+    from medattn_nb.lab.ledger import Ledger
+    out,seen = [],set()
+    for f in folders:
+        new = [r for r in Ledger(f).records(exp.paper, exp.table) if (r['row'],r['preset'],r['recipe_hash']) not in seen]
+        out,seen = out+new,seen|{(r['row'],r['preset'],r['recipe_hash']) for r in new}
+    return out
+
 # %% ../../nbs/lab/50_lab.cli.ipynb #e43aa7ad
 @_command('table', 'medattn table selfattention/ct --format markdown', _table_name, _preset, _results, _set, _split, _metric,
     _arg('--format', default='text', choices=('text','markdown','csv'), help='text and markdown for readers, csv with all digits (default: text)'))
 def _table(a):
     "Show a paper's table from the records of finished runs"
-    from medattn_nb.lab.ledger import Ledger
     (exp,),kw = _able(_one(_find(a.name)), a.preset),_changes(a.set)
-    folder = _results_of(a, exp, _check_changes(exp, kw))
-    there = Ledger(folder).records(exp.paper, exp.table)
+    folders = dict.fromkeys([_results_of(a, exp, _check_changes(exp, kw)), a.results or 'results'])
+    there,where = _both(exp, *folders),' or '.join(folders)
     mine = _mine(exp, a.preset, there, kw)
     print(_show(exp, mine, a.preset, a.split, a.format, a.metric))
     again = shlex.join(['medattn','run',exp.name,'--preset',a.preset] + [x for o in a.set for x in ('--set',o)])
-    if not mine: print(f'medattn: no records of {exp.name}, preset {a.preset}, in {folder}; make them with: {again}', file=sys.stderr)
+    if not mine: print(f'medattn: no records of {exp.name}, preset {a.preset}, in {where}; make them with: {again}', file=sys.stderr)
     elif len(mine)<len(there): print(f'medattn: {len(there)-len(mine)} records of other presets or recipes are left out', file=sys.stderr)
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #a6f87da5

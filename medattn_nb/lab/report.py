@@ -9,7 +9,7 @@ __all__ = ['pick_records', 'answer', 'run_aucs', 'auc_figure', 'curves_figure', 
            'CamStudy', 'cam_study', 'localisation_table', 'study_figure', 'write_report']
 
 # %% ../../nbs/lab/40_lab.report.ipynb #536f000f
-import re,struct
+import re,shlex,struct
 from collections import defaultdict
 from html import escape
 from pathlib import Path
@@ -632,12 +632,19 @@ def _runs(records, split):
         return {'seed':r['seed'], f'AUC, {split}':num(m.get('auc')), 'AUC, valid':num(v.get('auc')), 'sensitivity':num(m.get('sensitivity')), 'specificity':num(m.get('specificity')), **cost(r)}
     return pd.DataFrame([(masks if _masks_only(records) else scores)(r) for r in records], index=pd.Index([r['row'] for r in records], name='model'))
 
+# %% ../../nbs/lab/40_lab.report.ipynb #6d67764d
+def _setting(v):
+    "The value of a recipe's field in the form that `medattn run --set` reads"
+    if isinstance(v, (list,tuple)): return ','.join(f'{o[0]}={o[1]}' if isinstance(o, (list,tuple)) else str(o) for o in v)
+    return str(v).lower() if v is None or isinstance(v, bool) else str(v)
+
 # %% ../../nbs/lab/40_lab.report.ipynb #e70c3a9f
 def _command(exp, records, preset):
     "The command that runs the table again"
     cmd,seeds = f'medattn run {exp.name} --preset {preset}',sorted({r['seed'] for r in records})
     if records and not records[0]['data']['synthetic']: cmd += ' --data-root FOLDER'
-    cmd += ''.join(f" --set {k}={_show(v)}" for k,v in _changed(exp, records, preset).items() if not isinstance(v, list))
+    free = {k:v for k,v in _changed(exp, records, preset).items() if not any(k in o for o in exp.rows.values())}
+    cmd += ''.join(f" --set {shlex.quote(f'{k}={_setting(v)}')}" for k,v in free.items())
     return cmd + (f" --seeds {','.join(map(str, seeds))}" if seeds and seeds!=sorted(exp.seeds.get(preset, seeds)) else '')
 
 # %% ../../nbs/lab/40_lab.report.ipynb #626baf0c
