@@ -94,6 +94,9 @@ def n_params(m): return sum(p.numel() for p in m.parameters())
 def test_parameter_counts(c, se, cbam, formula, gc):
     assert [n_params(o) for o in (SE(c), CBAM(c), CBAM(c, bn=False, mlp_bias=False), GC(c))]==[se, cbam, formula, gc]
 
+@pytest.mark.parametrize('c,k', [(49,49),(98,49),(103,103),(107,107),(64,16)])
+def test_gc_ratio_of_one_in_k(c, k): assert GC(c, 1/k).add.fc1.out_channels==c//k
+
 def test_gc_quarter(): assert sum(n_params(GC(c, 1/4)) for c in (64,128,256,512) for _ in '12')==11_530_986-11_177_538
 
 def test_starts():

@@ -328,3 +328,12 @@ def test_messages_of_the_others():
     for i in (6, -1, [0,7], [.5], True):
         with pytest.raises(ArgumentError, match='use whole numbers from 0 to 5'): attention_rows(q, k, i)
     with pytest.raises(ShapeError, match='expected 3 channels'): attention_received(q, k[...,:2])
+
+@pytest.mark.parametrize('dtype', [torch.float16,torch.bfloat16])
+def test_received_scales_in_single_precision(dtype):
+    "A scale that would leave the range of half precision does not; the mean of the rows says the same"
+    q,k = (torch.randn(1, 9, 4, generator=torch.Generator().manual_seed(i)).to(dtype) for i in (0,1))
+    for s in (.125,1e5):
+        got = attention_received(q, k, s)
+        torch.testing.assert_close(got, attention_rows(q, k, range(9), s).float().mean(1).to(dtype), atol=4e-3, rtol=2e-2)
+        assert got.isfinite().all()

@@ -1,4 +1,4 @@
-"""Every attention module of the library in one import, and which to take.
+"""Every attention module that is no single paper's in one import, and which to take.
 
 Docs: https://medattn.github.io/medattn_nb/blocks/attention.html.md"""
 

@@ -17,8 +17,8 @@ from .registry import Attention,register
 # %% ../../nbs/blocks/16_attention.context.ipynb #79bbe5da
 def _transform(channels, ratio):
     "The bottleneck of the context block: 1x1 convolution, layer norm, ReLU, 1x1 convolution"
-    if isinstance(ratio, bool) or not isinstance(ratio, (int,float)) or not int(channels*ratio)>=1: raise ArgumentError('ratio', ratio, f'use at least 1/{channels} for {channels} channels, so that at least one hidden unit is left')
-    h = int(channels*ratio)
+    h = 0 if isinstance(ratio, bool) or not isinstance(ratio, (int,float)) else int(channels*ratio+1e-9) # 49*(1/49) is a little less than 1
+    if h<1: raise ArgumentError('ratio', ratio, f'use at least 1/{channels} for {channels} channels, so that at least one hidden unit is left')
     return nn.Sequential(OrderedDict(fc1=nn.Conv2d(channels, h, 1), norm=nn.LayerNorm([h,1,1]), act=nn.ReLU(inplace=True), fc2=nn.Conv2d(h, channels, 1)))
 
 def _reset(t):

@@ -233,7 +233,8 @@ def attention_received(
     if kind=='dot': return attention_rows(_full(q)[0].mean(1, keepdim=True).to(q.dtype), k, 0, scale, kind)[:,0]
     out = torch.zeros(k.shape[:2], device=k.device, dtype=_full(k[:0])[0].dtype)
     with _no_autocast(q.device):
-        q,kt = _full(scale*q, k.transpose(1,2))
+        q,kt = _full(q, k.transpose(1,2))
+        q = scale*q
         for b in range(len(q)):
             for o in q[b].split(max(1, 2**20//k.shape[1])): out[b] += (o @ kt[b]).softmax(-1).sum(0)
     return (out/q.shape[1]).to(k.dtype)
