@@ -134,6 +134,12 @@ def _z(level):
     if not 0<level<1: raise ArgumentError('level', level, 'use a confidence between 0 and 1, such as .95')
     return float(stats.norm.ppf((1+level)/2))
 
+# %% ../nbs/blocks/30_metrics.ipynb #c3d4adee
+def _disjoint(y, g):
+    "How many pairs of a sick and a healthy case there are that share no group, neither in a pair nor between pairs"
+    sick,well = set(g[y]),set(g[~y])
+    return max(1, min(len(sick), len(well), len(sick|well)//2))
+
 # %% ../nbs/blocks/30_metrics.ipynb #101551e6
 def auc_ci(
     y, # Labels (n,), 1 for sick; two or more (groups) of each class
@@ -147,8 +153,7 @@ def auc_ci(
     z,a,se = _z(level),float(V[y].mean()),_se(y, V, groups)
     if scale not in ('auc','logit'): raise ArgumentError('scale', scale, "use 'auc' or 'logit'")
     if a in (0,1):
-        k = min(len(np.unique(_groups(groups, len(y))[c])) for c in (y,~y))
-        b = ((1-level)/2)**(1/k)
+        b = ((1-level)/2)**(1/_disjoint(y, _groups(groups, len(y))))
         return Interval(a, *((b,1.) if a else (0.,1-b)))
     if scale=='auc': return Interval(a, max(0.,a-z*se), min(1.,a+z*se))
     l,h = np.log(a/(1-a)), z*se/(a*(1-a))

@@ -240,6 +240,12 @@ def test_two_classes_as_at_one_threshold(metric):
     assert metric_values(y, [p,p], metric)==pytest.approx((want,want))
     assert skm.recall_score(y, p>=.5)==pytest.approx(metric_values(y, [p], 'sensitivity')[0])
 
+@pytest.mark.parametrize('groups,k', [(None,5), ([0,0,1,1,2,2,3,3,4,4],2), ([0,1,2,3,4,5,6,7,8,9],5), ([0,0,1,2,3,4,5,6,7,8],4)])
+def test_perfect_auc_counts_pairs_that_share_no_group(groups, k):
+    y = np.arange(10)%2                                                     # neighbours are one of each class
+    lo,hi = auc_ci(y, y, groups=None if groups is None else np.array(groups))[1:]
+    assert hi==1 and lo==pytest.approx(.025**(1/k))
+
 def test_undefined_draws_are_no_evidence():
     "A metric that is undefined has no interval and no p; where it is undefined in some draws, p is that of the others"
     y = np.arange(40)%2

@@ -298,7 +298,7 @@ def sign_flip_test(
     n:int=9999, # Random flips; all 2**groups of them where these are no more
     seed:int=0, # Of the flips
 )->float: # From above 0 to 1
-    "Two-sided p-value of 'the differences are as likely positive as negative', by flipping signs"
+    "Two-sided p-value of 'the differences are symmetric around zero', by flipping signs"
     d = np.asarray(d, float); k = ~np.isnan(d)
     g = np.unique(np.arange(len(d))[k] if groups is None else np.asarray(groups)[k], return_inverse=True)[1]
     s = np.bincount(g, d[k])
