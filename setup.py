@@ -15,8 +15,8 @@ setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],
     author=cfg["author"], license_expression=cfg["license"], keywords=cfg["keywords"].split(),
     long_description=(here/"README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
-    classifiers=["Intended Audience :: Science/Research", "Intended Audience :: Education",
-        "Topic :: Scientific/Engineering :: Artificial Intelligence"] +
+    classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Science/Research", "Intended Audience :: Education",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence", "Topic :: Scientific/Engineering :: Medical Science Apps."] +
         [f"Programming Language :: Python :: {o}" for o in cfg["python_versions"].split()],
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),

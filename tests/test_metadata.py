@@ -26,7 +26,7 @@ ALL = wanted('', *(f'{k}_' for k in EXTRAS))
 def test_pyproject():
     proj,nbdev = P['project'],P['tool']['nbdev']
     assert proj['name']==S['lib_name'] and proj['requires-python']==f">={S['min_python']}"
-    assert proj['urls']=={'Repository': S['git_url'], 'Documentation': S['doc_url']}
+    assert proj['urls']=={'Repository': S['git_url'], 'Documentation': S['doc_url'], 'Issues': S['git_url']+'/issues', 'Changelog': S['git_url']+'/blob/main/CHANGELOG.md'}
     assert {k: nbdev[k] for k in ('lib_path','nbs_path','doc_path','tst_flags')}=={k: S[k] for k in ('lib_path','nbs_path','doc_path','tst_flags')}
     assert not {'version','dependencies','optional-dependencies','scripts'} & proj.keys(), 'pyproject.toml repeats what settings.ini says'
 

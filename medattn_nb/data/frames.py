@@ -22,7 +22,7 @@ from .ultrasound import labelme_masks
 # %% ../../nbs/data/48_data.frames.ipynb #f847d871
 def _cv2():
     try: import cv2
-    except ImportError: raise MissingPackage('opencv-python', 'not installed', 'pip install opencv-python') from None
+    except ImportError: raise MissingPackage('opencv-python-headless', 'not installed', 'pip install opencv-python-headless') from None
     return cv2
 
 # %% ../../nbs/data/48_data.frames.ipynb #f8c274be

@@ -506,9 +506,10 @@ def _optional():
     "Optional part -> (what it is for, version or `None`, command that adds it)"
     clone,pip = _clone(),f'{_relative(sys.executable)} -m pip install'
     if clone: pip += f" -c {_relative(clone/'constraints.txt')}"
-    what = dict(jupyterlab='opens the notebooks', ipywidgets='sliders in them', seaborn='plots in them', nibabel='reads NIfTI volumes', openpyxl='reads .xlsx tables', xlrd='reads .xls tables', timm='its ResNets and attention, for comparison', monai='its losses and metrics, for comparison', medpy='its Hausdorff distance, for comparison', nbdev='changes and tests the notebooks')
+    what = dict(jupyterlab='opens the notebooks', ipywidgets='sliders in them', seaborn='plots in them', anywidget='clicks in figures', nibabel='reads NIfTI volumes', openpyxl='reads .xlsx tables', xlrd='reads .xls tables', timm='its ResNets and attention, for comparison', monai='its losses and metrics, for comparison', medpy='its Hausdorff distance, for comparison', nbdev='changes and tests the notebooks')
     out = {k:(v, _version(k), f'{pip} {k}') for k,v in what.items()}
-    out['fast-slic'] = 'faster superpixels',_version('fast-slic'),f'make -C {_relative(clone)} fast-slic' if clone else f'{pip} fast-slic'
+    out['opencv-python-headless'] = 'reads videos',_version('opencv-python-headless') or _version('opencv-python'),f'{pip} opencv-python-headless'
+    out['fast-slic'] = 'faster superpixels',_version('fast-slic'),f'make -C {_relative(clone)} fast-slic' if clone else f'{pip} "cython<3.1" numpy "setuptools<81", then {pip} --no-build-isolation fast-slic'
     out['quarto'] = 'builds the site','present' if shutil.which('quarto') else None,'nbdev-install-quarto'
     return out
 
