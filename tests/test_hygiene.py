@@ -229,7 +229,7 @@ def test_layers(path):
 def test_layers_find(mod, code, ok): assert (not breaches(ast.parse(code), mod))==ok
 
 # --- files ---------------------------------------------------------------------------------------------
-TEXT = '.py','.ipynb','.md','.toml','.ini','.txt','.yml','.cff','.css','.svg','.json','.csv',''
+TEXT = '.py','.in','.ipynb','.md','.toml','.ini','.txt','.yml','.cff','.css','.svg','.json','.csv',''
 
 def faults(path, rel):
     "What is wrong with a file under version control"
