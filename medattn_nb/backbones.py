@@ -9,7 +9,7 @@ __all__ = ['ENCODERS', 'init_weights', 'load_weights', 'register_backbone', 'ava
            'ShuffleNet', 'encoder_maps', 'shufflenetv2', 'resnet_encoder', 'encoder_weights']
 
 # %% ../nbs/blocks/20_backbones.ipynb #b182633c
-import hashlib
+import hashlib,re
 from pathlib import Path
 import torch,torchvision
 from torch import nn
@@ -33,7 +33,15 @@ def init_weights(
     return model
 
 # %% ../nbs/blocks/20_backbones.ipynb #7fb74535
-def _imagenet(model): return _imagenet_file('resnet18' if hasattr(model, 'layer1') else 'shufflenet_v2_x1_0')
+def _arch(model):
+    "What torchvision calls the plain network of `model`: a ResNet's number counts its convolutions and the classifier"
+    n = sum(bool(re.fullmatch(r'layer\d\.\d+\.conv\d\.weight', k)) for k in model.state_dict())
+    return f'resnet{n+2}' if n else 'shufflenet_v2_x1_0'
+
+def _imagenet(model):
+    "The file of ImageNet weights for `model`; raises `ArgumentError` if torchvision has none for it or it is not on this machine"
+    if (arch := _arch(model)) in torchvision.models.list_models(): return _imagenet_file(arch)
+    raise ArgumentError('weights', 'imagenet', f'torchvision has no {arch}; give a state dict or the path of one')
 
 def _imagenet_file(arch):
     "torchvision's file of ImageNet weights for its network `arch` on this machine; raises `ArgumentError` if it is not there or damaged"

@@ -2,7 +2,7 @@
 import copy
 import pytest, torch, torchvision
 from torch import nn
-from medattn_nb.attention import attention_modules, open_gates
+from medattn_nb.attention import attention_modules, insert_attention, open_gates
 from medattn_nb.backbones import *
 from medattn_nb.core import ArgumentError
 
@@ -173,3 +173,16 @@ def test_registry(monkeypatch):
     with pytest.raises(ArgumentError, match='choose one of .*flat, .*resnet18'): create_backbone('vgg')
     with pytest.raises(ArgumentError, match="'flat' accepts num_classes"): create_backbone('flat', classes=5)
     with pytest.raises(ArgumentError, match='is taken by .*resnet18'): register_backbone('resnet18')(nn.Linear)
+
+@pytest.mark.parametrize('make,arch', [
+    (lambda: create_backbone('resnet18', attention='cbam', num_classes=2), 'resnet18'),
+    (lambda: insert_attention(torchvision.models.resnet34(weights=None), 'se', 'ends'), 'resnet34'),
+    (lambda: insert_attention(torchvision.models.resnet50(weights=None), 'se', 'residual', reduction=16), 'resnet50'),
+    (lambda: torchvision.models.resnet101(weights=None), 'resnet101')])
+def test_imagenet_asks_for_the_file_of_the_networks_own_depth(tmp_path, monkeypatch, make, arch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    with pytest.raises(ArgumentError, match=f'{arch}-[0-9a-f]+.pth is not on this machine'): load_weights(make(), 'imagenet')
+
+def test_imagenet_has_no_file_for_a_network_of_our_own():
+    from torchvision.models.resnet import BasicBlock,ResNet
+    with pytest.raises(ArgumentError, match='torchvision has no resnet10'): load_weights(ResNet(BasicBlock, [1,1,1,1]), 'imagenet')
