@@ -335,7 +335,7 @@ def _sums(remotes, name, root, trust, sha256):
     seen = _trusted(root, name)
     want = {r.file:given.get(r.file) or r.sha256 or (seen.get(r.file) or {}).get('sha256') for r in remotes}
     open_ = [r.file for r in remotes if not want[r.file] and not r.trees]
-    if open_ and not trust: raise DataError(name, f"no published check sum for {', '.join(open_)}", 'pass a sum that you know as sha256=, or trust=True to accept the first download and have its sum recorded for every later one')
+    if open_ and not trust: raise DataError(name, f"no published check sum for {', '.join(open_)}", 'pass a sum that you know as sha256= (--sha256), or trust=True (--trust) to accept the first download and have its sum recorded for every later one')
     return want
 
 # %% ../../nbs/data/07_data.download.ipynb #b7e2f611

@@ -55,8 +55,9 @@ def _find(name):
     from medattn_nb.core import ArgumentError
     known = _papers()
     paper,_,table = name.partition('/')
-    tables = known.get(paper, {})
-    if not tables or table and table not in tables: raise ArgumentError('table', name, f"choose from {', '.join(f'{p}/{t}' for p,ts in known.items() for t in ts)}")
+    if paper not in known: raise ArgumentError('table', name, f"name one of the papers, {', '.join(known)}, or a table, as selfattention/ct")
+    tables = known[paper]
+    if table and table not in tables: raise ArgumentError('table', name, f"choose from {', '.join(f'{paper}/{t}' for t in tables)}")
     return [tables[table]] if table else list(tables.values())
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #a7b0aa4f
@@ -188,6 +189,11 @@ def end(self:Bars, record, skipped):
     self.line(record['row'], record['seed'], '–' if auc is None else f'{auc:.3f}', f"{record['seconds']:.0f} s", how)
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #47e75fc6
+def _networks(records, folder):
+    "Row, seed and checkpoint of each of `records` that has one in `folder`"
+    paths = [(r['row'], r['seed'], Path(folder)/f"{r['recipe_hash']}.pth") for r in records]
+    return [o for o in paths if o[-1].exists()]
+
 def _train(exp, a, kw, results, checkpoints):
     "Run one table with bars; returns its records, earlier seeds included"
     from medattn_nb.lab.experiments import run_experiment
@@ -199,6 +205,7 @@ def _train(exp, a, kw, results, checkpoints):
     finally: bars.close()
     records = _mine(exp, a.preset, Ledger(results).records(exp.paper, exp.table), kw)
     print(f'\n{_show(exp, records, a.preset)}\n')
+    if kept := _networks(records, checkpoints): _section('Trained networks, for medattn predict', kept)
     return records
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #c04dc8d9
@@ -319,12 +326,12 @@ def _pairs(texts):
 
 # %% ../../nbs/lab/50_lab.cli.ipynb #ed1235e8
 @_command('data check', 'medattn data check my-images', _arg('what', metavar='NAME|PATH', help='a data set by name; or a folder of images, a manifest.csv, a folder of data sets'),
-    _arg('root', nargs='?', metavar='ROOT', help="where a data set's folder is (default: the environment variable MEDATTN_DATA)"),
+    _arg('root', nargs='?', metavar='ROOT', help="where a data set's folder is (default: that of --data-root)"), _root,
     _arg('--option', action='append', default=[], metavar='KEY=VALUE', help='an option of its loader, as --option task=segmentation; for your own images group, classes, masks, missing or split; may be repeated'))
 def _data_check(a):
     "Read every image and mask once: counts, sizes, masks, duplicates, leaks, and all that is wrong"
     from medattn_nb.data.quality import audits
-    found = audits(a.what, a.root, **_pairs(a.option))
+    found = audits(a.what, a.root or a.data_root, **_pairs(a.option))
     print('\n\n'.join(map(str, found))+'\n')
     n,bad,told = (sum(o) for o in zip(*((o.images,len(o.problems),len(o.warnings)) for o in found)))
     print(f"{n} image{'s'*(n!=1)} checked, {bad or 'no'} problem{'s'*(bad!=1)}, {told or 'no'} warning{'s'*(told!=1)}")

@@ -342,7 +342,7 @@ def network(
 )->nn.Module:
     "An untrained network by name; raises `ArgumentError` for a name that is not known"
     tv = name in _zoo()
-    if not tv and name not in (*available(),*available_backbones()) and name not in networks(): raise ArgumentError('model', name, f"choose one of networks(), such as {', '.join(difflib.get_close_matches(name, networks(), 3, 0) or ['resnet50'])}")
+    if not tv and name not in (*available(),*available_backbones()) and name not in networks(): raise ArgumentError('model', name, f"choose one of networks() (medattn complexity --list), such as {', '.join(difflib.get_close_matches(name, networks(), 3, 0) or ['resnet50'])}")
     if attention and name in available(): raise ArgumentError('attention', attention, f'{name} is an attention module itself')
     for k,v in (('classes',1 if classes is None else classes),('channels',channels)):
         if isinstance(v, bool) or not isinstance(v, int) or v<1: raise ArgumentError(k, v, 'use an integer of at least 1')
