@@ -127,8 +127,8 @@ def _note(found):
     "One sentence a device: the machine, or that it was not run"
     def one(dev, df):
         if df is None: return f'{dev}: not run.'
-        r = df.iloc[0]
-        return f'{dev}: {r.machine}, {r.threads} threads, torch {r.torch}, {r.date}; median of {r.repeats}, quartiles in brackets.'
+        r,how = df.iloc[0],'' if 'params' in df else ', quartiles in brackets'
+        return f'{dev}: {r.machine}, {r.threads} threads, torch {r.torch}, {r.date}; median of {r.repeats}{how}.'
     return ' '.join(one(*o) for o in found.items())
 
 # %% ../nbs/blocks/08_bench.ipynb #9d453219

@@ -137,3 +137,6 @@ def test_pages_show_what_is_committed():
     "No page still says that a committed group was not run"
     stale = [p.name for p in notebooks() if re.search(r'Not run: there is no (%s) file' % '|'.join(bench_groups()), p.read_text(encoding='utf-8'))]
     assert not stale, f'run `make outputs` for {stale}'
+
+def test_quartiles_are_promised_only_where_they_are_printed():
+    assert 'quartiles' not in show_bench('attention').note and 'quartiles in brackets' in show_bench('exact').note

@@ -79,7 +79,7 @@ def test_version_and_nothing(sh):
 @pytest.mark.parametrize('line,says', [
     ('walk', 'choose from'), ('run', 'PAPER[/TABLE]'), ('run toy --preset tiny', '--preset'), ('run toy --seeds 0,x', 'write them as 0,1,2'),
     ('run toy --seed 0', 'unrecognized'), ('data', 'COMMAND'), ('data chekc x', 'choose from'), ('table toy/a --format pdf', '--format'),
-    ('run nope', 'toy/a, toy/b'), ('run toy/c', 'toy/a, toy/b'), ('table toy', 'toy/a, toy/b'), ('run toy/a --preset paper', 'toy/a has smoke'),
+    ('run nope', 'name one of the papers'), ('run toy/c', 'toy/a, toy/b'), ('table toy', 'toy/a, toy/b'), ('run toy/a --preset paper', 'toy/a has smoke'),
     ('run toy/a --preset smoke --set epoch=1', 'epochs'), ('run toy/a --preset smoke --set epochs', 'field=value'), ('run toy/a --preset smoke --set epochs=x', 'a value like 100'),
     ('run toy/a --preset smoke --set epochs=0', 'at least 1'), ('run toy/a --preset smoke --set seed=1', '--seeds'), ('run toy/a --preset smoke --set attention=gc', 'differ'),
     ('run toy/a --preset smoke --device tpu', 'device')])
@@ -115,7 +115,8 @@ def test_run_and_table(sh, tmp_path):
     assert len(list(tmp_path.glob('runs/results/toy/a/*.json')))==2 and not (tmp_path/'results').exists()
     code,out,err = sh('run toy/a --preset smoke --seeds 0')
     assert code==0 and out.count('from the ledger')==2 and 'trained' not in out
-    lines = out.strip().split('\n\n')[-1]
+    lines = out.strip().split('\n\n')[-2]
+    assert out.count('.pth')==2 and all((tmp_path/o).is_file() for o in re.findall(r'\S+\.pth', out))
     assert sh('table toy/a --preset smoke')[1].strip()==lines
     assert sh('table toy/a --preset smoke --format markdown')[1].startswith('| model |')
     head,*rows = sh('table toy/a --preset smoke --format csv')[1].splitlines()
