@@ -77,7 +77,7 @@ def test_each_record_is_written_at_once(tmp_path, monkeypatch):
         done.append(row)
         return experiments.RunResult(record(row, recipe.seed, fingerprint=data.fingerprint), None)
     monkeypatch.setattr(experiments, 'run_recipe', fake)
-    monkeypatch.setattr(experiments, '_known', lambda records, recipe, data: next((r for r in records if r['recipe_hash']==recipe.hash), None))
+    monkeypatch.setattr(experiments, '_known', lambda records, recipe, data, *a: next((r for r in records if r['recipe_hash']==recipe.hash), None))
     with pytest.raises(RuntimeError): run_experiment(EXP, 'smoke', (0,), results=tmp_path, checkpoints=None)
     assert [r['row'] for r in Ledger(tmp_path).records()]==['plain']
     assert [r['row'] for r in run_experiment(EXP, 'smoke', (0,), results=tmp_path, checkpoints=None)]==['plain','SE','GC']
@@ -214,3 +214,24 @@ def test_only():
 
 def test_unknown_metric():
     with pytest.raises(ArgumentError, match='choose from auc, sensitivity'): compare(EXP, both(), 'smoke', metric='f1')
+
+# --- what a table may not say --------------------------------------------------------------------------
+def test_a_printed_auc_is_no_claim_about_another_metric():
+    df = compare(EXP, both(), 'smoke', boots=100, metric='sensitivity').set_index('model')
+    assert set(df.status[['SE','GC']])=={'not comparable'} and set(compare(EXP, both(), 'smoke', boots=100).set_index('model').status[['SE','GC']])!={'not comparable'}
+
+def test_an_epoch_chosen_on_the_scored_images_is_refused():
+    best = TINY.replace(which_epoch='best', attention='se', seed=0)
+    r = record('SE', recipe=best)
+    chosen = {**r, 'scores':dict(valid=r['scores']['test'])}
+    with pytest.raises(ResultError, match='was chosen on these images'): compare(EXP, [chosen], 'smoke', boots=100)
+    with pytest.raises(ResultError, match='has scores of test only'): compare(EXP, [r], 'smoke', 'valid', boots=100)
+    assert compare(EXP, [r], 'smoke', boots=100).set_index('model').runs['SE']==1
+
+def test_folds_are_for_masks():
+    with pytest.raises(ArgumentError, match="task='segment'"): dataclasses.replace(EXP, folds=dict(smoke=3))
+
+def test_rows_of_one_recipe_have_their_own_records(tmp_path):
+    twins = dataclasses.replace(EXP, rows={'a':{}, 'b':dict(attention=None)}, published={})
+    def again(): return [r['row'] for r in run_experiment(twins, 'smoke', (0,), results=tmp_path, checkpoints=None, device='cpu')]
+    assert again()==again()==['a','b'] and compare(twins, Ledger(tmp_path).records(), 'smoke', boots=100).runs.tolist()==[1,1]

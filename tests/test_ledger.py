@@ -100,3 +100,17 @@ def test_two_processes_leave_one_whole_record(tmp_path):
     assert sorted(p.communicate(timeout=120)[0].strip() for p in ps)==['refused','wrote']
     assert Ledger(tmp_path/'led').records()==[rec]
     assert [o.suffix for o in (tmp_path/'led/toy/t').iterdir()]==['.json']
+
+def test_a_change_anywhere_in_the_library_is_dirty(tmp_path, monkeypatch):
+    import subprocess
+    from medattn_nb.lab import ledger
+    lab = tmp_path/'pkg/lab'; lab.mkdir(parents=True)
+    for o in (lab/'ledger.py', tmp_path/'pkg/losses.py', tmp_path/'notes.txt'): o.write_text('1')
+    def git(*a): subprocess.run(['git','-c','user.name=a','-c','user.email=a@b.c',*a], cwd=tmp_path, check=True, capture_output=True)
+    git('init', '-q'); git('add', '.'); git('commit', '-qm', 'all')
+    monkeypatch.setattr(ledger, '_here', lambda: lab/'ledger.py')
+    assert ledger._commit()['dirty'] is False and len(ledger._commit()['commit'])==40
+    (tmp_path/'notes.txt').write_text('2')
+    assert ledger._commit()['dirty'] is False
+    (tmp_path/'pkg/losses.py').write_text('2')
+    assert ledger._commit()['dirty'] is True

@@ -258,3 +258,33 @@ def test_fused_state_goes_through_a_file(tmp_path):
 def test_sgd_is_left_alone(): assert not any(g.get('fused') for g in TINY.opt_func(weights()).opt.param_groups)
 def test_other_devices_are_not_fused():
     w = [torch.nn.Parameter(torch.empty(2, device='meta'))]; assert not any(g.get('fused') for g in TINY.replace(optimiser='adam').opt_func(w).opt.param_groups)
+
+# --- what must not outlive a run ---------------------------------------------------------------------
+@pytest.mark.parametrize('error', [ResultError, KeyboardInterrupt])
+def test_half_precision_ends_with_the_run(error):
+    class Break(Callback):
+        order = -10
+        def after_pred(self):
+            if error is KeyboardInterrupt: raise KeyboardInterrupt
+            self.learn.pred = self.pred*math.nan
+    with pytest.raises(error): run(amp='bf16', cbs=[Break()])
+    assert not torch.is_autocast_enabled('cpu') and (torch.randn(4,4)@torch.randn(4,4)).dtype==torch.float32
+
+def test_outputs_that_carry_weights_leave_fp16_as_floats():
+    "fastai's callback takes the weight .4 for a tensor; CUDA is not needed to see ours does not"
+    cb = training.HalfPrecision()
+    cb.learn = type('L', (), dict(pred=(torch.ones(1, dtype=torch.float16),(.4,torch.ones(1, dtype=torch.float16)))))()
+    cb.after_pred()
+    z,(w,aux) = cb.learn.pred
+    assert z.dtype==aux.dtype==torch.float32 and w==.4
+
+def test_a_checkpoint_belongs_to_its_images_and_its_split(tmp_path):
+    data = TINY.load()
+    fit(TINY, data, checkpoints=tmp_path, device='cpu')
+    assert fit(TINY, data, checkpoints=tmp_path, device='cpu').resumed==TINY.epochs
+    for other in (TINY.replace(data_options=dict(n=24, size=32, seed=1)).load(), TINY.replace(split='random', split_seed=3).load()):
+        with pytest.raises(ResultError, match='other images or another split'): fit(TINY, other, checkpoints=tmp_path, device='cpu')
+
+def test_lists_among_options_are_tuples():
+    r = TINY.replace(data_options=dict(n=24, size=32, fractions=[.5,.25,.25]), attention_options=dict(rates=[2,4]))
+    assert Recipe.from_dict(r.to_dict())==r and hash(r)==hash(Recipe.from_dict(r.to_dict())) and dict(r.attention_options)['rates']==(2,4)

@@ -24,10 +24,11 @@ _groups = {}
 
 def bench_group(
     name:str, # Name of the group and of its file
+    cpu:bool=False, # Work of the processor alone, whatever the device?
 ): # Decorator for `f(device)`, which yields cases
     "Make a group of benchmarks known to `run_bench` and to the command line"
     def _register(f):
-        _groups[name] = f
+        _groups[name],f.on_cpu = f,cpu
         return f
     return _register
 
@@ -118,15 +119,16 @@ def run_bench(
     if only and Path(folder)==Path('results/bench'): raise ArgumentError('folder', str(folder), 'a part of a group would replace the whole; name another folder')
     done = []
     for g in groups:
-        rows,where = [],_where(device)
-        for c in _groups[g](device):
+        at = torch.device('cpu') if _groups[g].on_cpu else device
+        rows,where = [],_where(at)
+        for c in _groups[g](at):
             if only and only not in c['case']: continue
-            for r in _measured(c, device, repeats):
+            for r in _measured(c, at, repeats):
                 rows.append({**r, **where})
                 if say: say(g, rows[-1])
         if rows:
-            _write(rows, p := Path(folder)/f'{g}-{device.type}.csv'); done.append(p)
-            if (p := draw_bench(g, device.type, folder)): done.append(p)
+            _write(rows, p := Path(folder)/f'{g}-{at.type}.csv'); done.append(p)
+            if (p := draw_bench(g, at.type, folder)): done.append(p)
     return done
 
 # %% ../../nbs/lab/45_lab.bench.ipynb #d509e031

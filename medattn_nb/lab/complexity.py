@@ -313,7 +313,8 @@ def _from_torchvision(name, classes, channels):
     first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
     if channels!=first.in_channels:
         first.in_channels,w = channels,first.weight
-        first.weight = nn.Parameter(w.new_zeros(w.shape[0], channels//first.groups, *w.shape[2:]))
+        first.weight = nn.Parameter(w.new_empty(w.shape[0], channels//first.groups, *w.shape[2:]))
+        first.reset_parameters()
     return net
 
 # %% ../../nbs/lab/34_lab.complexity.ipynb #59cec7ea
@@ -371,5 +372,5 @@ def as_modules(
     model,pool = copy.deepcopy(model),dict(avg=nn.AdaptiveAvgPool2d, max=nn.AdaptiveMaxPool2d)
     for m in [o for o in model.modules() if type(o) is ChannelGate]:
         if bad := set(m.pools)-set(pool): raise ArgumentError('pools', bad.pop(), f"PyTorch has modules for {' and '.join(pool)} only")
-        m.__class__,m.act,m.pooling = _ModularGate,nn.ReLU(),nn.ModuleList(pool[p](1) for p in m.pools)
-    return model.train(model.training)
+        m.__class__,m.act,m.pooling = _ModularGate,nn.ReLU().train(m.training),nn.ModuleList(pool[p](1) for p in m.pools).train(m.training)
+    return model

@@ -44,7 +44,7 @@ def _cases(name, setting, one, n):
         yield dict(case=name, setting=setting, what=what, images=k, memory=False, variants={'ours':functools.partial(one, k)})
 
 # %% ../../nbs/lab/47_lab.databench.ipynb #9a94e706
-@bench_group('phantoms')
+@bench_group('phantoms', cpu=True)
 def bench_phantoms(
     device, # Not used: phantoms are drawn by the processor
 ): # Yields cases
@@ -183,7 +183,7 @@ def _cold(data, size=128):
     return n,read
 
 # %% ../../nbs/lab/47_lab.databench.ipynb #9ecf6755
-@bench_group('loaders')
+@bench_group('loaders', cpu=True)
 def bench_loaders(
     device, # Not used: files are read by the processor
 ): # Yields cases
@@ -211,7 +211,7 @@ def _fed(superpixels):
     return dl,lambda: dl.after_batch(dl.do_batch(range(5)))
 
 # %% ../../nbs/lab/47_lab.databench.ipynb #30dfb77c
-@bench_group('feeding')
+@bench_group('feeding', cpu=True)
 def bench_feeding(
     device, # Not used: batches are measured on the processor
 ): # Yields cases

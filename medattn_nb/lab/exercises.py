@@ -23,7 +23,10 @@ class Verdict(NamedTuple):
     def __repr__(self): return f'Right ({self.right} of {self.cases}).' if self else f'Not yet ({self.right} of {self.cases} right): {self.said}'
 
 # %% ../../nbs/lab/65_lab.exercises.ipynb #78a68dd9
-def _plain(v): return v.detach().cpu().numpy() if isinstance(v, Tensor) else v
+def _plain(v):
+    "A tensor as an array, a truth value of whatever kind as a `bool`"
+    v = v.detach().cpu().numpy() if isinstance(v, Tensor) else v
+    return bool(v) if isinstance(v, (np.generic,np.ndarray)) and v.ndim==0 and v.dtype==bool else v
 
 def _shown(v):
     "A value in a few words: an array by its shape"
@@ -34,10 +37,23 @@ def _shown(v):
     s = f'{v:.6g}' if isinstance(v, float) else repr(v)
     return s if len(s)<=60 else s[:59]+'…'
 
+def _is_numbers(v):
+    try: np.asarray(v, float)
+    except (TypeError,ValueError): return False
+    return True
+
+def _parts(got, want):
+    "The parts of two containers in pairs; `None` if they are no containers of the same parts"
+    if isinstance(want, dict): return [(got[k],want[k]) for k in want] if isinstance(got, dict) and got.keys()==want.keys() else None
+    return list(zip(got, want)) if isinstance(got, (list,tuple)) and len(got)==len(want) else None
+
 def _wrong(got, want, tol):
     "What is wrong with `got`, without `want`; empty if nothing is"
     if got is None: return 'gives `None`; put your answer where the three dots are'
     a,b = _plain(got),_plain(want)
+    if isinstance(b, dict) or isinstance(b, (list,tuple)) and not _is_numbers(b):
+        pairs = _parts(a, b)
+        return '' if pairs is not None and not any(_wrong(x, y, tol) for x,y in pairs) else f'gives {_shown(got)}, which is not right'
     if not isinstance(b, (np.ndarray,np.generic,int,float,list,tuple)) or isinstance(b, bool): return '' if type(a)==type(b) and a==b else f'gives {_shown(got)}, which is not right'
     try: a,b = np.asarray(a, float),np.asarray(b, float)
     except (TypeError,ValueError): return f'gives {_shown(got)}, where numbers are wanted'

@@ -15,6 +15,7 @@ from dataclasses import dataclass,field
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 from fastcore.basics import patch
 from ..core import ArgumentError,ResultError,derive_seed,pick_device
@@ -53,6 +54,8 @@ class Experiment:
         if odd:=set(self.presets)-set(PRESETS): raise ArgumentError('presets', sorted(odd), f"choose from {', '.join(PRESETS)}")
         if odd:=set(self.published)-set(self.rows): raise ArgumentError('published', sorted(odd), 'each must be the name of a row')
         if odd:=set(self.folds)-set(self.presets): raise ArgumentError('folds', sorted(odd), f"choose from {', '.join(self.presets)}")
+        for k in self.folds:
+            if self.presets[k].task!='segment': raise ArgumentError('folds', k, "scores of different folds come from different networks and cannot be ranked together; folds belong to task='segment'")
     @property
     def name(self): return f'{self.paper}/{self.table}'
     @property
@@ -140,6 +143,7 @@ def run_recipe(
     "Train `recipe` (or go on where it stopped) and make its record; writes nothing but the checkpoint"
     device = pick_device(device) if isinstance(device, str) else device
     data = recipe.load(root) if data is None else data
+    if device.type=='cuda': torch.cuda.reset_peak_memory_stats(device)
     fitted = fit(recipe, data, checkpoints=checkpoints, device=device, on_epoch=on_epoch)
     splits = ['valid','test'][:len(fitted.learn.dls.loaders)-1]
     scores = {s:_kept(recipe, data, s, fitted.learn) for s in splits}
@@ -168,12 +172,12 @@ class Progress:
     ): "A run is over"
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #9073f699
-def _known(records, recipe, data):
-    "The record of `recipe` on `data`; raises `ResultError` if it was made with other data"
+def _known(records, recipe, data, row=None, preset=None):
+    "The record of `recipe` on `data` (of this row and preset, where they are given); raises `ResultError` if it was made with other data"
     for r in records:
-        if r['recipe_hash']!=recipe.hash: continue
+        if r['recipe_hash']!=recipe.hash or row is not None and (r['row'],r['preset'])!=(row,preset): continue
         if r['data']['fingerprint']!=data.fingerprint or r['data']['split_fingerprint']!=data.split_fingerprint:
-            raise ResultError('data', recipe.data, f"the images or the split differ from those of the record of {r['row']} (seed {r['seed']}); use another results folder, or restore the data")
+            raise ResultError('data', recipe.data, f"the images or the split differ from those of the record of {r['row']} (seed {r['seed']}); use another results folder and another folder of checkpoints, or restore the data")
         return r
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #077011e1
@@ -205,7 +209,7 @@ def run_experiment(
     for i,(row,recipe) in enumerate(todo):
         data = load(recipe)
         progress.start(i, len(todo), row, recipe)
-        rec = _known(known, recipe, data)
+        rec = _known(known, recipe, data, row, preset)
         if not (skipped:=rec is not None):
             rec = run_recipe(recipe, exp.paper, exp.table, row, preset, data, None, checkpoints, device, progress.epoch).record
             ledger.write(rec)
@@ -224,6 +228,12 @@ def _stack(records, split):
     return np.array(s0['label']),np.array(s0['group']),np.array([r['scores'][split]['score'] for r in records])
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #ff68ae9b
+def _check_part(records, split):
+    "Raise `ResultError` unless all records were scored on `split`, and their epoch was chosen on other images"
+    for r in records:
+        if split not in r['scores']: raise ResultError('split', split, f"{r['row']}, seed {r['seed']}, has scores of {', '.join(r['scores'])} only")
+        if split=='valid' and r['recipe'].get('which_epoch')=='best': raise ResultError('split', split, f"the epoch of {r['row']}, seed {r['seed']}, was chosen on these images; compare a test part, or train with which_epoch='last'")
+
 def scored_part(
     records:list, # Records of one table
 )->str: # 'test' or 'valid'
@@ -284,7 +294,7 @@ def _task(exp, records, preset):
 def _printed(exp, name, metric, own):
     "What the paper printed for row `name` and `metric`; a `Published` by itself is about the metric `own`"
     o = exp.published.get(name, Published())
-    return o.get(metric, Published()) if isinstance(o, dict) else o if metric==own or own=='auc' else Published()
+    return o.get(metric, Published()) if isinstance(o, dict) else o if metric==own else Published()
 
 # %% ../../nbs/lab/20_lab.experiments.ipynb #b6f6188f
 def _binary(by, split):
@@ -386,6 +396,7 @@ def alone(self:_TagJudge, name):
 @patch
 def against(self:_TagJudge, name, base):
     d = self.drawn(name)-self.drawn(base); d = d[~np.isnan(d)]
+    if not len(d): return dict.fromkeys(('diff','low','high','se','p'), np.nan)
     (lo,hi),tail = _interval(d),min((d<=1e-12).sum(), (d>=-1e-12).sum())
     return dict(diff=self.V[name][0].mean()-self.V[base][0].mean(), low=lo, high=hi, se=d.std(ddof=1) if len(d)>1 else np.nan, p=min(1, 2*(tail+1)/(len(d)+1)))
 
@@ -408,6 +419,7 @@ def compare(
     own,known = dict(segment=('iou',tuple(SEGMENT_METRICS)), tag=('auc',tuple(TAG_METRICS)), classify=('auc',METRICS))[task]
     metric = metric or own
     if metric not in known: raise ArgumentError('metric', metric, f"choose from {', '.join(known)}")
+    _check_part(mine, split)
     judge = dict(segment=lambda: _MaskJudge(by, split, boots, metric, per, mask, empty), tag=lambda: _TagJudge(by, split, boots, metric, mask), classify=lambda: _ScoreJudge(by, split, boots, metric))[task]()
     df = pd.DataFrame([_line(exp, name, by, judge, preset, metric, _printed(exp, name, metric, own)) for name in exp.rows])
     df.loc[df.p.notna(), 'p_holm'] = holm(df.p.dropna())

@@ -41,7 +41,8 @@ def _here(): return Path(globals().get('__file__', '10_lab.ledger.ipynb'))
 def _commit():
     "Commit of this library and whether its code differs from it; `None` where this file is not under git (an installed copy)"
     if _git('ls-files', '--error-unmatch', '--', _here().name) is None: return dict(commit=None, dirty=None)
-    return dict(commit=_git('rev-parse', 'HEAD'), dirty=bool(_git('status', '--porcelain', '--', '.')))
+    changed = _git('status', '--porcelain', '--', '..') # `..` is the whole library
+    return dict(commit=_git('rev-parse', 'HEAD'), dirty=None if changed is None else bool(changed))
 
 def _cpu():
     "Name of the processor"
@@ -72,7 +73,7 @@ SCHEMA = 1
 PARTS = dict(paper='name of the paper', table='table within the paper', row='row of that table', preset="'smoke', 'laptop' or 'paper'",
     recipe='all fields of the recipe', recipe_hash='its hash', seed='its seed', data='name, fingerprints, counts, synthetic or not',
     metrics='final metrics by split', history='metrics by epoch', scores='for each split: file, label and score of every image',
-    parameters='trainable parameters', seconds='training time', memory_mb='peak memory', resumed='epoch it was resumed at, 0 for one piece', environment='see `environment`')
+    parameters='trainable parameters', seconds='training time', memory_mb='largest memory so far: of the device in this run, or of the process up to its end', resumed='epoch it was resumed at, 0 for one piece', environment='see `environment`')
 
 # %% ../../nbs/lab/10_lab.ledger.ipynb #bb6edaeb
 def _plain(o):

@@ -182,14 +182,14 @@ def _external(data, p):
     return s,_final(s) if len(set(s['label']))>1 else {}
 
 # %% ../../nbs/lab/35_lab.localise.ipynb #86c0330a
-def _summary(df, masks, grid):
+def _summary(df, masks, grid, tolerance=0):
     "Means over images, with the yardsticks; a map of zeros counts as a uniform one"
     m = {k:float(df[k].fillna(df[y]).mean()) for k,y in CAM_SCORES.items()}
-    soft = localisation(mask_at_grid(masks, grid), masks)
-    prior = localisation(prior_maps(masks), masks) if len(masks)>1 else soft*np.nan
+    soft = localisation(mask_at_grid(masks, grid), masks, tolerance)
+    prior = localisation(prior_maps(masks), masks, tolerance) if len(masks)>1 else soft*np.nan
     return dict(images=len(df), blank=int(df.blank.sum()), **m, area=float(df.area.mean()), ratio=m['energy']/float(df.area.mean()), chance=float(df.chance.mean()),
         bound=float(grid_bound(masks, grid).mean()), mask_energy=float(soft.energy.mean()), mask_hit=float(soft.hit.mean()),
-        prior_energy=float(prior.energy.mean()), prior_hit=float(prior.hit.mean()), cells_h=grid[0], cells_w=grid[1])
+        prior_energy=float(prior.energy.mean()), prior_hit=float(prior.hit.mean()), cells_h=grid[0], cells_w=grid[1], **(dict(tolerance=float(tolerance)) if tolerance else {}))
 
 # %% ../../nbs/lab/35_lab.localise.ipynb #02f9fe48
 def _as_run(run):
@@ -253,7 +253,7 @@ def _scored(learn, recipe, data, layers, targets, tolerance, bs):
             df = cam_scores(learn, recipe, data, layer, target, tolerance, bs)
             key = score_key(name, df.attrs['layer'], target)
             df = df.assign(**{k:_round(df[k]) for k in (*CAM_SCORES,'area','chance')})
-            scores[key],metrics[key] = {k:_full(len(data), idx, df[k]) for k in CAM_SCORES},_summary(df, m[idx], df.attrs['grid'])
+            scores[key],metrics[key] = {k:_full(len(data), idx, df[k]) for k in CAM_SCORES},_summary(df, m[idx], df.attrs['grid'], tolerance)
     return {**scores, name:dict(base, **{k:_full(len(data), idx, df[k]) for k in ('area','chance')})},metrics
 
 # %% ../../nbs/lab/35_lab.localise.ipynb #ce53b3f0
@@ -279,14 +279,18 @@ def _values(record, key, metric, blank):
     return (np.where(np.isnan(v), y, v) if blank=='uniform' else v)[k],y[k],np.isnan(v)[k],np.array(have[name]['group'])[k]
 
 # %% ../../nbs/lab/35_lab.localise.ipynb #42e86a92
+def _tolerance(r, key): return r['metrics'].get(key, {}).get('tolerance', 0)
+
 def _stack(by, layer, target, metric, blank):
     "Row name -> scores (runs,n); yardstick, share of blank maps by row, groups"
     first = next(iter(by.values()))[0]
     name = first['data']['name']
+    key = score_key(name, layer, target)
     def same(r): return r['data']['fingerprint']==first['data']['fingerprint'] and r['scores'].get(name, {}).get('file')==first['scores'][name]['file']
     for r in (r for rs in by.values() for r in rs):
         if not same(r): raise ResultError('records', f"{r['row']}, seed {r['seed']}", f"its images differ from those of {first['row']}, seed {first['seed']}; only scores of the same images can be compared")
-    got = {k:[_values(r, score_key(name, layer, target), metric, blank) for r in rs] for k,rs in by.items()}
+        if metric=='hit' and _tolerance(r, key)!=_tolerance(first, key): raise ResultError('records', f"{r['row']}, seed {r['seed']}", f"scored with a tolerance of {_tolerance(r, key):g} pixels, {first['row']} with {_tolerance(first, key):g}")
+    got = {k:[_values(r, key, metric, blank) for r in rs] for k,rs in by.items()}
     _,y,_,groups = next(iter(got.values()))[0]
     return {k:np.stack([o[0] for o in v]) for k,v in got.items()},y,{k:float(np.mean([o[2].mean() for o in v])) for k,v in got.items()},groups
 

@@ -16,6 +16,7 @@ from PIL import Image
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import nn,Tensor
+from ..attention.pairwise import Pairwise
 from ..core import ArgumentError,MissingPackage
 from ..figures import OKABE_ITO,SEQ,_image,png_uri,show_images
 from .explain import _ready,_undisturbed
@@ -25,7 +26,7 @@ def pixel_modules(
     model:nn.Module, # Any network
 )->dict: # Name in the network -> module, in its order
     "The modules of `model` in which positions attend to positions"
-    return {n:m for n,m in getattr(model, '_orig_mod', model).named_modules() if hasattr(m, 'rows')}
+    return {n:m for n,m in getattr(model, '_orig_mod', model).named_modules() if isinstance(m, Pairwise)}
 
 # %% ../../nbs/lab/32_lab.pixels.ipynb #b7326507
 def _module(model, name):
@@ -136,12 +137,12 @@ def _heat(w):
 def _widget():
     "The widget's class; raises `MissingPackage` without anywidget"
     try: import anywidget,traitlets
-    except ImportError: raise MissingPackage('pixel_widget', 'anywidget', 'install it with `pip install anywidget`, or use pixel_figure') from None
+    except ImportError: raise MissingPackage('anywidget', 'not installed', 'add it with `pip install anywidget`, or use pixel_figure') from None
     class PixelWidget(anywidget.AnyWidget):
         "An image, the attention of one of its pixels, and a sentence about it"
         _esm = _js
         image,heat,said = (traitlets.Unicode('').tag(sync=True) for _ in range(3))
-        shape,point = traitlets.List([1,1]).tag(sync=True),traitlets.List([0,0]).tag(sync=True)
+        shape,point = traitlets.List([1,1]).tag(sync=True),traitlets.List([-1,-1]).tag(sync=True)
     return PixelWidget
 
 # %% ../../nbs/lab/32_lab.pixels.ipynb #619942d7
@@ -162,5 +163,5 @@ def pixel_widget(
         w.heat = _uri(_heat(a))
         w.said = f'{name}: row {r}, column {c} (cell {r*a.shape[0]//H}, {c*a.shape[1]//W} of {a.shape[0]} x {a.shape[1]}); most attended: cell {i}, {j} with {a.max()/max(a.mean(), 1e-12):.1f} times an equal share'
     w.observe(look, 'point')
-    w.point = list(point or (H//2,W//2))
+    w.point = list((H//2,W//2) if point is None else point)
     return w

@@ -541,6 +541,7 @@ def predict_files(
     run.table.start(run.sources, again)
     for i,row in run.rows():
         run.table.add(row)
+        run.added += 1
         if progress: progress(i, len(run.sources), row)
     return run.result()
 
@@ -549,7 +550,7 @@ class _Run:
     "One call of `predict_files`"
     def __init__(self, p, inputs, out, how):
         side = None if how['spacing'] is None else 'x'.join(f'{o:g}' for o in _sides_of(how['spacing']))
-        self.p,self.out,self.how,self.passed,self.before = p,out,how,[],0
+        self.p,self.out,self.how,self.passed,self.added = p,out,how,[],0
         self.table = _Table(out, _columns(p, how['spacing'], how['overlays']), f"model={p.digest} threshold={how['threshold']:g} spacing={side}")
         self.sources = list(_sources(inputs, out, _taken(self.table.rows), self.passed))
         if not self.sources: raise DataError(str(inputs[0]), 'no picture and no video', f"expected files that end in {', '.join(sorted(_suffixes))}, or {', '.join(sorted(_videos)[:6])} ...")
@@ -558,10 +559,7 @@ class _Run:
     def items(self):
         "(source, frame, second, picture or error) of all that is not done"
         for s in self.sources:
-            def done(frame):
-                is_done = (s.key,str(frame)) in self.table.done
-                self.before += is_done
-                return is_done
+            def done(frame): return (s.key,str(frame)) in self.table.done
             for frame,second,im in _looks(s, self.how['fps'], self.how['every'], done): yield s,frame,second,im
 
 # %% ../../nbs/lab/55_lab.predict.ipynb #7744c55d
@@ -580,7 +578,7 @@ def result(self:_Run):
     df['frame'] = df['frame'].astype('Int64')
     for k in ('error','sha256'): df[k] = df[k].fillna('')
     mine = df[df.file.isin([s.key for s in self.sources])]
-    df.attrs = dict(files=len(self.sources), new=len(mine)-self.before, before=self.before, bad=int((mine.error!='').sum()), passed=len(self.passed))
+    df.attrs = dict(files=len(self.sources), new=self.added, before=len(mine)-self.added, bad=int((mine.error!='').sum()), passed=len(self.passed))
     return df
 
 # %% ../../nbs/lab/55_lab.predict.ipynb #a0cd70f0

@@ -22,6 +22,7 @@ from torch import nn,Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from ..attention.pairwise import Pairwise
 from ..core import ArgumentError,ShapeError,local_seed
 from ..figures import OKABE_ITO,SEQ
 from .explain import _ready,_undisturbed
@@ -361,7 +362,7 @@ def _own_positions(model, mode):
         mode.left.add('attention')
         return out if mode.whole else _mark(a[0].mean(1, keepdim=True).expand_as(out))
     for m in model.modules():
-        if hasattr(m, 'rows'): m.register_forward_hook(own)
+        if isinstance(m, Pairwise): m.register_forward_hook(own)
 
 # %% ../../nbs/lab/33_lab.receptive.ipynb #e06b809d
 def map_sizes(

@@ -188,7 +188,7 @@ class _Page:
     "The widgets of `superpixels_widget`; `value` of a control sets it, `said` is what the page says"
     def __init__(self, image, masks, features, options, cache, zoom):
         try: import ipywidgets as W
-        except ImportError: raise MissingPackage('superpixels_widget', 'ipywidgets', 'install it with `pip install ipywidgets`, or use superpixel_figure') from None
+        except ImportError: raise MissingPackage('ipywidgets', 'not installed', 'add it with `pip install ipywidgets`, or use superpixel_figure') from None
         self.image,self.features,self.backend,self.cache,self.zoom,self.maps = _rgb8(_image(image)),features,options['backend'],cache,zoom,{}
         self.masks = {} if masks is None else masks if isinstance(masks, dict) else {'mask':masks}
         self.picture,self.told = W.HTML(),W.HTML()

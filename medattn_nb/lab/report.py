@@ -625,7 +625,7 @@ def _runs(records, split):
         m = r['metrics'][split]
         return {'seed':r['seed'], **({'fold':f"{r['recipe']['fold']+1} of {r['recipe']['folds']}"} if r['recipe']['split']=='folds' else {}), **{f'{_metric_name(k)}, {split}':num(m.get(k), '.2f' if k=='hd95' else '.3f') for k in ('iou','dice','hd95','fn_rate','fp_rate')},
             'images missed':m['hd95_missed'], **cost(r)}
-    def cost(r): return {'training':f"{r['seconds']:.0f} s", 'memory':'–' if r['memory_mb'] is None else f"{r['memory_mb']:.0f} MB", 'resumed at epoch':r['resumed'] or '–'}
+    def cost(r): return {'training':f"{r['seconds']:.0f} s", 'memory so far':'–' if r['memory_mb'] is None else f"{r['memory_mb']:.0f} MB", 'resumed at epoch':r['resumed'] or '–'}
     def scores(r):
         m,v = r['metrics'][split],r['metrics'].get('valid', {})
         if 'ap' in m: return {'seed':r['seed'], **{f'{a}, {o}':num(r['metrics'].get(o, {}).get(k)) for o in dict.fromkeys((split,'valid')) for k,a in TAG_METRICS.items()}, **cost(r)}

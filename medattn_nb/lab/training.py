@@ -54,9 +54,8 @@ AMP = None,'fp16','bf16'
 def _tidy(r):
     "Put the fields of `r` into the form in which they are compared and hashed"
     put = partial(object.__setattr__, r)
-    for k in ('data_options','attention_options','superpixel_options'): put(k, _pairs(getattr(r, k)))
+    for k in ('data_options','attention_options','superpixel_options','loss_options'): put(k, _tuples(_pairs(getattr(r, k))))
     for k in ('preprocess','augment','milestones'): put(k, tuple(getattr(r, k)))
-    put('loss_options', _tuples(_pairs(r.loss_options)))
     for k in ('masks','tags'): put(k, (o,) if isinstance(o:=getattr(r, k), str) else tuple(o))
     put('size', _tuples(r.size))
 
@@ -484,17 +483,37 @@ def _to_float(o): return tuple(map(_to_float, o)) if isinstance(o, tuple) else o
 
 class AutoCast(Callback):
     "bfloat16 forward pass on any device"
-    order = MixedPrecision.order
+    order,ctx = MixedPrecision.order,None
     def before_batch(self):
         self.ctx = torch.autocast(self.dls.device.type, torch.bfloat16)
         self.ctx.__enter__()
     def after_pred(self): self.learn.pred = _to_float(self.pred)
-    def after_loss(self): self.ctx.__exit__(None, None, None)
+    def after_loss(self): self.leave()
+    def leave(self):
+        if self.ctx is not None: self.ctx.__exit__(None, None, None)
+        self.ctx = None
+
+class HalfPrecision(MixedPrecision):
+    "fastai's float16 with a scaled loss, for outputs that carry weights too"
+    order,inside = MixedPrecision.order,False
+    def before_batch(self):
+        super().before_batch()
+        self.inside = True
+    def after_pred(self): self.learn.pred = _to_float(self.pred)
+    def after_loss(self): self.leave()
+    def leave(self):
+        if self.inside: super().after_loss()
+        self.inside = False
+
+def _leave(learn):
+    "Leave half precision after a batch that broke; torch would stay in it, and keep its copies of the weights, in all that follows"
+    for o in learn.cbs:
+        if isinstance(o, (AutoCast,HalfPrecision)): o.leave()
 
 # %% ../../nbs/lab/00_lab.training.ipynb #9deae398
 class StopOnNaN(Callback):
     "Raise `ResultError` as soon as the training loss is not finite"
-    order = -5
+    order = MixedPrecision.order+1 # half precision is left first
     def after_loss(self):
         if self.training and not torch.isfinite(self.loss_grad): raise ResultError('loss', self.loss_grad.item(), f'training broke in epoch {self.epoch}; lower lr (now {self.opt.hypers[-1]["lr"]:g}) or turn amp off')
 
@@ -544,7 +563,7 @@ class Tagged(Metric):
 def _amp(r, device):
     "The callback for the recipe's precision"
     if r.amp=='fp16' and device.type!='cuda': raise ArgumentError('amp', 'fp16', f"needs CUDA, and the device is {device.type}; use 'bf16' or None")
-    return {'fp16':[MixedPrecision], 'bf16':[AutoCast], None:[]}[r.amp]
+    return {'fp16':[HalfPrecision], 'bf16':[AutoCast], None:[]}[r.amp]
 
 # %% ../../nbs/lab/00_lab.training.ipynb #757d5638
 def paper_modules()->dict: # Name, such as 'selfattention' -> module
@@ -664,6 +683,11 @@ def _read(path, recipe):
     if Recipe.from_dict(json.loads(ck['recipe']))!=recipe: raise ResultError('checkpoint', path.name, 'this file belongs to another recipe; use another folder')
     return ck
 
+def _check_data(ck, prints, path):
+    "Raise `ResultError` if the checkpoint `ck` was trained on other images or another split; one that does not know is taken at its word"
+    was = ck.get('reading') or {}
+    if any(was.get(k) not in (None,v) for k,v in prints.items()): raise ResultError('checkpoint', path.name, 'this file was trained on other images or another split; use another folder of checkpoints, or delete it')
+
 # %% ../../nbs/lab/00_lab.training.ipynb #be16fe62
 class Fitted(NamedTuple):
     "A trained learner and what happened on the way"
@@ -696,21 +720,25 @@ def fit(
     path = checkpoint_path(recipe, checkpoints) if checkpoints else None
     ck = _read(path, recipe)
     start,history = (ck['epoch'],ck['history']) if ck else (0,[])
-    if ck: learn.model.load_state_dict(ck['model'])
+    prints = {k:getattr(data, k) for k in ('fingerprint','split_fingerprint')} if path else {}
+    if ck:
+        _check_data(ck, prints, path)
+        learn.model.load_state_dict(ck['model'])
     if start<recipe.epochs:
-        more = [Checkpoint(path, recipe, history, on_epoch, start, ck.get('best') if ck else None, _reading(recipe, data, learn.dls.train) if path else None)] + ([Restore(ck)] if ck else [])
+        more = [Checkpoint(path, recipe, history, on_epoch, start, ck.get('best') if ck else None, {**_reading(recipe, data, learn.dls.train), **prints} if path else None)] + ([Restore(ck)] if ck else [])
         try:
             with learn.no_bar(), learn.no_logging(): learn.fit(recipe.epochs, lr=recipe.lr, cbs=more, start_epoch=start)
         except ValueError as e:
             if 'more than 1 value per channel' in str(e): raise _alone(recipe, len(learn.dls.train.x)) from e
             raise
+        finally: _leave(learn)
     return Fitted(learn, history, start)
 
 # %% ../../nbs/lab/00_lab.training.ipynb #b6ffaa5a
 def _alone(recipe, n):
     "The error for a last batch of one image, which batch norm cannot use where its map has one position"
-    ok = next(k for k in range(max(2, recipe.batch_size), n+3) if n%k!=1)
-    return ArgumentError('batch_size', recipe.batch_size, f'of {n} training images one is left alone in a batch, and batch norm has nothing to average there; use {ok}, or larger images')
+    ok = next((k for k in range(max(2, recipe.batch_size), n+3) if n%k!=1), 'more images')
+    return ArgumentError('batch_size', recipe.batch_size, f'of {n} training images one is left alone in a batch, and batch norm has nothing to average there; use {ok}')
 
 # %% ../../nbs/lab/00_lab.training.ipynb #3fcc4ac2
 def predict(
