@@ -345,8 +345,8 @@ def test_leak_of_content(six):
     d = from_manifest(six)
     d.items['split'] = ['train']*4+['test']*2
     assert check_leak(d) is d
-    with pytest.raises(DataError) as e: check_leak(Data(d.info, d.items.assign(mask=None), six), content=True)
-    assert 'in train and test' in str(e.value)
+    with pytest.raises(DataError) as e: check_leak(d, content=True)
+    assert 'the same picture as' in str(e.value) and 'in train and test' in str(e.value) and 'near_groups' in str(e.value)
 
 # --- registered sets -----------------------------------------------------------------------------------
 def test_load_errors(tmp_path, monkeypatch):
@@ -497,7 +497,7 @@ def test_an_index_in_a_jpeg_is_refused(painted):
     root,m = painted
     Image.open(root/'index/1.png').save(root/'1.jpg')
     sheet(root, file=['1.png'], mask=['1.jpg'])
-    with pytest.raises(DataError, match='1.jpg'): from_manifest(root, masks=('a','b')).masks(0)
+    with pytest.raises(DataError, match='1.jpg: got a JPEG'): from_manifest(root, masks=('a','b')).masks(0)
 
 @pytest.mark.parametrize('masks', [{'a':'red'}, {'a':-1}, {'a':[1,'#12']}, {'a':1.5}])
 def test_bad_values(painted, masks):
@@ -597,8 +597,9 @@ def test_a_pattern_that_is_none(sorted_):
     with pytest.raises(ArgumentError, match='group: .*regular expression'): from_folder(sorted_, group='(')
 
 def test_one_structure_by_its_name(six):
-    d = from_manifest(six, masks='kidney')
-    assert d.info.masks==('kidney',) and d.info.values==((1,),)
+    with pytest.raises(DataError, match="a mask of 0 and 255; say masks={'kidney':255}"): from_manifest(six, masks='kidney')
+    d = from_manifest(six, masks={'kidney':255})
+    assert d.info.masks==('kidney',) and d.info.values==((255,),) and (d.masks(0)[0]==from_manifest(six).mask(0)).all() and d.masks(0).any()
 
 def test_an_error_ends_the_other_threads():
     "Ctrl-C in a large set used to wait until every picture was read"
@@ -632,3 +633,53 @@ def test_tensors_by_threads_are_in_order(tmp_path):
     assert (from_manifest(tmp_path).tensors((6,8))[:,0,0,0]==torch.arange(70)).all()
     (tmp_path/'41.png').write_text('x'); (tmp_path/'65.png').write_text('x')
     with pytest.raises(DataError, match='41.png'): from_manifest(tmp_path, verify=False).tensors(8)
+
+# --- what readers of the code found ---------------------------------------------------------------------
+@pytest.mark.parametrize('suffix,kind', [('jpg','JPEG'), ('jpg','MPO'), ('tif','TIFF'), ('png','PNG'), ('webp','WEBP')])
+@pytest.mark.parametrize('orientation', [1,3,6,8])
+def test_the_header_says_the_size_that_is_read(tmp_path, suffix, kind, orientation):
+    im,exif = Image.new('RGB', (20,10), 'red'),Image.Exif()
+    exif[0x0112] = orientation
+    more = dict(save_all=True, append_images=[im]) if kind=='MPO' else {}
+    im.save(tmp_path/f'x.{suffix}', format=kind, exif=exif, **more)
+    pic(tmp_path/'m.png', read_image(tmp_path/f'x.{suffix}').shape[:2], value=1)
+    d = from_manifest(sheet(tmp_path, file=[f'x.{suffix}'], label=['x'], mask=['m.png']))
+    assert d.mask(0).shape==d.image(0).shape[:2]==((20,10) if orientation>4 else (10,20)) and d.mask(0).all()
+
+@pytest.mark.parametrize('name', ['PatientID','Patient','patient id','Subject_ID','CASE'])
+def test_a_patient_in_another_spelling(six, name):
+    m = pd.read_csv(six/'manifest.csv')
+    known = [c for c in m if c in ('group','patient','patient_id','case','case_id','subject','near_group')]
+    m.drop(columns=known).assign(**{name:list('aabbcc')}).to_csv(six/'manifest.csv', index=False)
+    assert from_manifest(six).items.group.tolist()==list('aabbcc')
+
+def test_positions_and_masks_of_pandas(six):
+    d = from_manifest(six)
+    assert d.take(pd.Series([True,False]*3)).items.file.tolist()==d.take([0,2,4]).items.file.tolist()==d.take(np.array([True,False]*3)).items.file.tolist()
+
+def test_one_set_with_a_wrong_layout_does_not_hide_the_others(tmp_path):
+    for k in 'ab': (tmp_path/k/'im').mkdir(parents=True)
+    pic(tmp_path/'b/im/0.png', (8,8), value=9)
+    sheet(tmp_path/'b', file=['im/0.png'], label=['x'])
+    (tmp_path/'a/manifest.csv').write_text('picture\nim/0.png\n')
+    t = check(tmp_path)
+    assert t.attrs['images']==1 and len(t)==1 and t.file[0].startswith('a/')
+
+def test_pictures_beside_a_folder_test_are_not_passed_over(tmp_path):
+    for p in ('images/a.png','images/b.png','masks/a.png','test/images/c.png','test/masks/c.png'):
+        (tmp_path/p).parent.mkdir(parents=True, exist_ok=True)
+        pic(tmp_path/p, (8,8), value=1+len(p))
+    d = from_folder(tmp_path)
+    assert dict(zip(d.items.file, d.items.split))=={'images/a.png':'', 'images/b.png':'', 'test/images/c.png':'test'}
+
+def test_split_folders_below_images(tmp_path):
+    for s,n in (('train','a'),('val','b')):
+        for k in ('images','masks'):
+            (tmp_path/k/s).mkdir(parents=True, exist_ok=True)
+            pic(tmp_path/k/s/f'{n}.png', (8,8), value=1)
+    assert from_folder(tmp_path).items.split.tolist()==['train','valid']
+
+def test_one_mask_and_one_for_each_structure_are_not_mixed(six):
+    m = pd.read_csv(six/'manifest.csv')
+    m.assign(**{'mask:pelvis':m['mask']}).to_csv(six/'manifest.csv', index=False)
+    with pytest.raises(DataError, match='mask:pelvis; keep one'): from_manifest(six)

@@ -382,7 +382,7 @@ def tar_kind(name, kind, link=''):
     o = tarfile.TarInfo(name); o.type = kind; o.linkname = link
     return o
 
-NAMES = {'parent':'../evil', 'deep':'a/../../evil', 'absolute':'/evil', 'drive':'C:evil', 'drive2':'c:/evil', 'backslash':'a\\..\\..\\evil', 'end':'a/..'}
+NAMES = {'parent':'../evil', 'deep':'a/../../evil', 'absolute':'/evil', 'drive':'C:evil', 'drive2':'c:/evil', 'dot-drive':'./C:/evil', 'inner-drive':'a/C:/evil', 'backslash':'a\\..\\..\\evil', 'end':'a/..'}
 HOSTILE = {**{f'zip-{k}':zip_bytes([('good',b'1'),(v,b'2')]) for k,v in NAMES.items()}, **{f'tar-{k}':tar_bytes([('good',b'1'),(v,b'2')]) for k,v in NAMES.items()},
     'zip-link':zip_bytes([('good',b'1'),(zip_kind('l', stat.S_IFLNK),b'/etc')]), 'zip-fifo':zip_bytes([('good',b'1'),(zip_kind('l', stat.S_IFIFO),b'')]), 'zip-device':zip_bytes([('good',b'1'),(zip_kind('l', stat.S_IFCHR),b'')]),
     'tar-link':tar_bytes([('good',b'1'),(tar_kind('l', tarfile.SYMTYPE, '/etc'),b'')]), 'tar-inner-link':tar_bytes([('good',b'1'),(tar_kind('l', tarfile.SYMTYPE, '.'),b''),('l/x',b'2')]),

@@ -290,7 +290,8 @@ def test_wrong_manifest(original, tmp_path):
     with pytest.raises(DataError, match='no column group, mask'): load('hydronephrosis-us', p.parent)
 
 @pytest.mark.parametrize('name,study', [('data/1/normal/19990102_S0000026_US000001_000.jpg','19990102_S0000026'), ('a_19990304_S0000000_US000004_-1_Frame0.jpg','19990304_S0000000'),
-    ('010203_0102030275_000.jpg','010203'), ('0405060043_Frame112.jpg','040506'), ('kidney.jpg','kidney'), ('kidney_12.jpg','kidney'), ('12345678901_Frame1.jpg','12345678901')])
+    ('010203_0102030275_000.jpg','010203'), ('0405060043_Frame112.jpg','040506'), ('kidney.jpg','kidney'), ('kidney_12.jpg','kidney'), ('12345678901_Frame1.jpg','12345678901'),
+    ('MAKER_19990414_150447_1504500031_000.jpg','150447'), ('MAKER_19990414_150447_1504520034_000.jpg','150447'), ('S0000009_US000001_010.jpg','S0000009'), ('S0000009_US000004_002.jpg','S0000009')])
 def test_study_of(name, study): assert study_of(name)==study
 
 def readme_counts(folder):

@@ -1,4 +1,4 @@
-"""BraTS 2018: four MR modalities of 286 gliomas, and what "normalise and crop" leaves open.
+"""BraTS 2018: four MR modalities of 285 gliomas, and what "normalise and crop" leaves open.
 
 Docs: https://medattn.github.io/medattn_nb/data/data.brats.html.md"""
 
@@ -53,7 +53,7 @@ def released(
     return shown&((pixels>1)|coin&((pictures[...,second]!=0).sum((1,2))>1000))
 
 # %% ../../nbs/data/43_data.brats.ipynb #c4d70ba4
-_slices = dict(HGG=210*155, LGG=76*155, both=286*155)
+_slices = dict(HGG=210*155, LGG=75*155, both=285*155)
 
 info = DataSet('brats-2018', 'BraTS 2018, training part', task='segmentation', classes=('no_enhancing_core','enhancing_core'), modality='MRI (T1, T1 with contrast medium, T2, FLAIR)', channels=4,
     images=_slices['HGG'], counts=(('','',_slices['HGG']),), dtype='float32', masks=('enhancing_core',), values=(REGIONS['enhancing_core'],),
@@ -63,7 +63,7 @@ info = DataSet('brats-2018', 'BraTS 2018, training part', task='segmentation', c
     url='https://www.med.upenn.edu/sbia/brats2018/data.html',
     how_to_get='Register at the image processing portal of CBICA (University of Pennsylvania), ask for the BraTS 2018 training data, unpack the archive, and put its folder MICCAI_BraTS_2018_Data_Training into a folder brats-2018',
     notes='Neighbouring slices are nearly the same picture: never split by slice. Cases come from several hospitals and some from The Cancer Imaging Archive, where they may also be in other sets. Low-grade cases hardly have an enhancing core. Every count here is of whole slices, most of which show no tumour.',
-    paper='Paying attention to mistakes: 210 high-grade cases, enhancing core against the rest, each modality of each case normalised, centre crop 160x160, five folds by case.',
+    paper='Paying attention to mistakes: 210 high-grade cases (it counts 76 low-grade ones; the archive has 75), enhancing core against the rest, each modality of each case normalised, centre crop 160x160, five folds by case.',
     signs=(f'{_top}/HGG/Brats18_*',f'{_top}/LGG/Brats18_*','HGG/Brats18_*','LGG/Brats18_*'))
 
 # %% ../../nbs/data/43_data.brats.ipynb #3c05a802

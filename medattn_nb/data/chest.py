@@ -37,8 +37,8 @@ info = DataSet('chest-xray-pneumonia', 'Chest X-ray pneumonia (Kermany)', classe
     spacing='unknown: JPEG images of various sizes',
     licence='CC BY 4.0 (as on the Mendeley page; general knowledge, not checked)',
     citation='Kermany DS, Goldbaum M, Cai W, et al. Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning. Cell 172:1122-1131, 2018. Data: Kermany D, Zhang K, Goldbaum M. Mendeley Data, doi:10.17632/rscbjbr9sj',
-    url='https://data.mendeley.com/datasets/rscbjbr9sj',
-    how_to_get='Download ChestXRay2017.zip from Mendeley Data (or the set paultimothymooney/chest-xray-pneumonia from Kaggle), unzip it, and name the folder with train and test chest-xray-pneumonia',
+    url='https://data.mendeley.com/datasets/rscbjbr9sj/2',
+    how_to_get='Download ChestXRay2017.zip from version 2 of the set at Mendeley Data (version 3 has other names, which are not read; or the set paultimothymooney/chest-xray-pneumonia from Kaggle), unzip it, and name the folder with train and test chest-xray-pneumonia',
     notes='Children of one to five years, from one hospital (general knowledge). Often quoted as 5,863 images; the folders hold 5,856. The official validation part has only 16. Persons are known from file names only, within training and within test. 30 groups of files are identical in a mirror of 224x224 pixels. The classes differ in sharpness and exposure: see the page.',
     counts=(('train','NORMAL',1341),('train','PNEUMONIA',3875),('valid','NORMAL',8),('valid','PNEUMONIA',8),('test','NORMAL',234),('test','PNEUMONIA',390)),
     paper='Self-attention study: normal against pneumonia, "5,863" images, 80% training and 20% validation by image (split="paper").',
@@ -47,6 +47,7 @@ info = DataSet('chest-xray-pneumonia', 'Chest X-ray pneumonia (Kermany)', classe
 # %% ../../nbs/data/34_data.chest.ipynb #366e2fba
 _kinds = 'NORMAL','PNEUMONIA'
 _three = replace(info, classes=('NORMAL','bacteria','virus'), counts=(('train','NORMAL',1341),('valid','NORMAL',8),('test','NORMAL',234),('test','bacteria',242),('test','virus',148)))
+_mendeley = ('train','NORMAL',1349),('train','PNEUMONIA',3883),('test','NORMAL',234),('test','PNEUMONIA',390) # its archive has no folder val
 _suffixes = '.jpeg','.jpg','.png'
 
 def _images(p): return [o for o in sorted(p.glob('*')) if o.suffix.lower() in _suffixes and o.name[0]!='.']
@@ -81,6 +82,7 @@ def chest_xray_pneumonia(
     root,about = Path(root),{2:info, 3:_three}.get(classes)
     if about is None: raise ArgumentError('classes', classes, 'use 2 (normal, pneumonia) or 3 (normal, bacteria, virus)')
     df = (_compact if (root/'manifest.csv').is_file() else _archive)(root, report)
+    if classes==2 and not (df.split=='valid').any(): about = replace(about, counts=_mendeley)
     df = df.assign(subtype=df.name.map(subtype_of), at=df.split.map(SPLITS.index)*2+df.kind.map(_kinds.index)).sort_values(['at','name'])
     which = df.subtype.where(df.kind=='PNEUMONIA', 'NORMAL') if classes==3 else df.kind
     for f in df.file[which=='']: report(f, 'no kind of pneumonia in the name', "expected a name such as person12_bacteria_46.jpeg, or use classes=2")

@@ -40,7 +40,9 @@ def _open(path, name, f):
     try:
         with Image.open(path) as im: return f(im)
     except FileNotFoundError: raise DataError(name, 'no file of this name', 'restore the file or take its row out of the table') from None
-    except (OSError,SyntaxError,ValueError,EOFError,Image.DecompressionBombError) as e:
+    except DataError: raise
+    except Image.DecompressionBombError as e: raise DataError(name, 'a picture of more pixels than Pillow opens', 'scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it') from e
+    except (OSError,SyntaxError,ValueError,EOFError) as e:
         raise DataError(name, f'a file that cannot be read as an image ({type(e).__name__})', 'replace the file or take its row out of the table') from e
 
 # %% ../../nbs/data/00_data.datasets.ipynb #088ef562
@@ -56,7 +58,7 @@ def _to_mask(im):
     "A PIL image as a `bool` array `(H,W)`"
     a = np.array(ImageOps.exif_transpose(im))
     if a.ndim==3: a = a[...,:3].max(2) if a.shape[2]>2 else a[...,0]
-    return a>127 if im.format=='JPEG' else a>0
+    return a>127 if im.format in ('JPEG','MPO') else a>0
 
 # %% ../../nbs/data/00_data.datasets.ipynb #616eeeb5
 def read_mask(
@@ -69,7 +71,6 @@ def read_mask(
 # %% ../../nbs/data/00_data.datasets.ipynb #beea4f0b
 def _to_planes(im, values):
     "A PIL image as `bool` planes `(K,H,W)`, one for each entry of `values`"
-    if im.format=='JPEG': raise ValueError('a JPEG')
     colour = any(isinstance(v, (tuple,list)) for o in values for v in o)
     a = np.array(ImageOps.exif_transpose(im.convert('RGB') if colour else im))
     if not colour and a.ndim==3: a = a[...,0]
@@ -83,7 +84,10 @@ def read_planes(
     name:str|None=None, # What to call the file in an error; default: its path
 )->np.ndarray: # `bool`, `(K,H,W)`
     "The planes in the mask at `path`, one for each entry of `values`"
-    return _open(path, name or str(path), lambda im: _to_planes(im, values))
+    def f(im):
+        if im.format in ('JPEG','MPO'): raise DataError(name or str(path), 'a JPEG, whose compression smears the numbers of the structures', 'save the mask as PNG')
+        return _to_planes(im, values)
+    return _open(path, name or str(path), f)
 
 # %% ../../nbs/data/00_data.datasets.ipynb #a806ac27
 _choices = dict(task=('classification','segmentation','multilabel'), dtype=('uint8','float32'), missing=('unknown','empty'))
@@ -155,9 +159,10 @@ def masks(self:Files,
 
 # %% ../../nbs/data/00_data.datasets.ipynb #10766fcb
 def _size(im):
-    "Rows and columns from a picture's header, after its EXIF orientation"
-    turned = im.format in ('JPEG','TIFF') and im.getexif().get(0x0112, 1)>4
-    return im.size if turned else im.size[::-1]
+    "Rows and columns of the picture as `read_image` returns it, from its header"
+    w,h = (im.tag_v2[256],im.tag_v2[257]) if im.format=='TIFF' else im.size # versions of Pillow differ in whether they turn the size of a TIFF
+    told = im.format!='PNG' or any(k in im.info for k in ('exif','Raw profile type exif')) # otherwise a PNG would be decoded to look
+    return (w,h) if told and im.getexif().get(0x0112) in (5,6,7,8) else (h,w)
 
 # %% ../../nbs/data/00_data.datasets.ipynb #9386f5fc
 @patch
@@ -273,7 +278,7 @@ def take(self:Data,
     idx, # Rows to keep: positions or a boolean array
 )->Data: # With the same description, root and reader
     "The items at `idx`"
-    return Data(self.info, self.items.iloc[idx], self.root, self.reader)
+    return Data(self.info, self.items.iloc[np.asarray(idx) if isinstance(idx, pd.Series) else idx], self.root, self.reader)
 
 # %% ../../nbs/data/00_data.datasets.ipynb #51d953c0
 @patch
@@ -369,7 +374,7 @@ def split_fingerprint(self:Data)->str: # 64 hexadecimal digits
 
 # %% ../../nbs/data/00_data.datasets.ipynb #8e4aa9d2
 _sides = {**{o:o for o in SPLITS}, 'training':'train', 'val':'valid', 'validation':'valid', 'dev':'valid', 'testing':'test', **{o:'' for o in ('','none','nan','na')}}
-_groups = 'group','patient','patient_id','case','case_id','subject','near_group'
+_groups = 'group','patient','patient_id','case','case_id','subject','subject_id','near_group'
 
 # %% ../../nbs/data/00_data.datasets.ipynb #4621a4df
 def split_name(
@@ -401,10 +406,13 @@ def _table(p):
     return df
 
 # %% ../../nbs/data/00_data.datasets.ipynb #751ebf85
+def _spelled(o): return re.sub('[^a-z]', '', str(o).lower())
+
 def _column(df, asked, known, what):
-    "The column asked for, else the first known one, else `None`"
+    "The column asked for, else the first known one, in any spelling, else `None`"
     if asked is not None and asked not in df: raise ArgumentError(what, asked, f"choose a column of the manifest: {', '.join(df)}")
-    return asked or next((o for o in known if o in df), None)
+    exact = next((o for o in known if o in df), None)
+    return asked or exact or next((c for k in known for c in df if _spelled(c)==_spelled(k)), None)
 
 # %% ../../nbs/data/00_data.datasets.ipynb #0a3ea165
 def read_manifest(
@@ -491,6 +499,16 @@ def _flags(df, c, report):
     return t.map(_yes).astype(float)
 
 # %% ../../nbs/data/00_data.datasets.ipynb #675ac2ff
+def _check_numbers(d, most=16):
+    "Raise `DataError` where masks of 0 and 255 meet structures that are other numbers: all of them would be empty"
+    if not d.info.values or any(v==255 or isinstance(v, tuple) for o in d.info.values for v in o): return
+    paths = [o.mask for o in d._rows if o.mask][:most]
+    def numbers(m):
+        try: return set(_open(d.root/m, m, lambda im: np.unique(np.array(im)).tolist()))
+        except DataError: return {0} # told when the headers are read
+    seen = [numbers(o) for o in paths]
+    if {255}<=set().union(*seen)<={0,255}: raise DataError(paths[next(i for i,o in enumerate(seen) if 255 in o)], 'a mask of 0 and 255', f"say masks={{{d.info.masks[0]!r}:255}}, or leave masks= out; names alone stand for the numbers 1, 2, ...")
+
 def _own(root, df, classes, **about):
     "`Data` of somebody's own folder; it is grey when its first picture is"
     if not len(df): raise DataError(root.name, 'no images', 'a data set needs at least one image with a label')
@@ -499,6 +517,7 @@ def _own(root, df, classes, **about):
     try: grey = d.image(0).ndim==2
     except DataError: grey = True
     d.info = replace(d.info, channels=1 if grey else 3)
+    _check_numbers(d)
     return d
 
 # %% ../../nbs/data/00_data.datasets.ipynb #a1cf7e7b
@@ -506,6 +525,7 @@ def _about(df, classless, masks, missing):
     "What a table tells of masks, attributes and task"
     several,has = (tuple(o[len(k):] for o in df if o.startswith(k)) for k in ('mask:','has:'))
     names,values = _planes(masks)
+    if several and 'mask' in df and (df['mask'].fillna('')!='').any(): raise DataError('mask', f"a column mask beside {', '.join('mask:'+o for o in several)}", 'keep one: a file for each structure, or one file for all')
     if several and names: raise ArgumentError('masks', masks, f"the structures have files of their own: {', '.join(several)}")
     task = 'classification' if not classless else 'segmentation' if several or 'mask' in df else 'multilabel'
     return dict(masks=several or names, values=values, attributes=has, missing=missing, task=task)
@@ -635,10 +655,12 @@ def _two(q):
     fs = {o.name.lower():o for o in reversed(_subfolders(q))}
     return [next((fs[k] for k in names if k in fs), None) for names in (('images','image','imgs','img'),('masks','mask','labels','label','segmentations','segmentation'))]
 
+# %% ../../nbs/data/00_data.datasets.ipynb #184eecf9
 def _paired(p): return p.is_dir() and any(all(_two(o)) for o in [p,*(q for q in _subfolders(p) if split_name(q.name))])
 
 def _key(f, folder): return re.sub('[_-](mask|seg|segmentation|label)$', '', f.relative_to(folder).with_suffix('').as_posix(), flags=re.I)
 
+# %% ../../nbs/data/00_data.datasets.ipynb #5e887712
 def _by_key(folder, p, report):
     "Name -> picture; a second one of that name is told"
     out = {}
@@ -653,16 +675,22 @@ def _partners(keys, masks, p, report):
     return {f'mask:{o.name}':_by_key(o, p, report) for o in several} or {'mask':_by_key(masks, p, report)}
 
 # %% ../../nbs/data/00_data.datasets.ipynb #b343f27f
+def _side_in(key):
+    "The split that the first folder of `key` names, or ''"
+    return split_name(key.split('/')[0]) or '' if '/' in key else ''
+
+# %% ../../nbs/data/00_data.datasets.ipynb #dcdde321
 def _pairs(p, report, group=None, masks=None, missing='unknown'):
     "`Data` from images and masks folders; a mask without an image is a problem, an image without a mask is not"
     rows = []
-    for s,q in [(split_name(o.name),o) for o in _subfolders(p) if split_name(o.name)] or [('',p)]:
+    sides = [(split_name(o.name),o) for o in _subfolders(p) if split_name(o.name) and _two(o)[0]]
+    for s,q in ([('',p)] if all(_two(p)) or not sides else [])+sides:
         images,segs = _two(q)
         keys = _by_key(images, p, report)
         at = _partners(keys.keys(), segs, p, report)
         for c,d in at.items():
             for k in sorted(d.keys()-keys.keys()): report(d[k].relative_to(p).as_posix(), 'a mask without an image', 'give both the same name (and folder, below images and masks), or remove it')
-        rows += [dict(file=f.relative_to(p).as_posix(), split=s, **{c:d[k].relative_to(p).as_posix() if k in d else None for c,d in at.items()}) for k,f in keys.items()]
+        rows += [dict(file=f.relative_to(p).as_posix(), split=s or _side_in(k), **{c:d[k].relative_to(p).as_posix() if k in d else None for c,d in at.items()}) for k,f in keys.items()]
     df = pd.DataFrame(rows, columns=None if rows else ['file'])
     return _own(p, df.assign(label=0, group=_group_of(df['file'], group, report)), ('image',), **_about(df, True, masks, missing))
 
@@ -742,6 +770,7 @@ def _make(name, root, report, options):
     _check_options(name, fn, options)
     return fn(None if info.synthetic else _locate(info, root), report, **options)
 
+# %% ../../nbs/data/00_data.datasets.ipynb #6ad7ff6b
 def _check_options(name, fn, options):
     "Raise `ArgumentError` for an option that the loader `fn` has not, and for text in the place of a number"
     known = {k:o.annotation for k,o in list(inspect.signature(fn).parameters.items())[2:]}
@@ -777,6 +806,15 @@ def about(
 # %% ../../nbs/data/00_data.datasets.ipynb #3b8f653f
 def _inside(report, folder): return lambda file,*a: report(f'{folder}/{file}', *a)
 
+# %% ../../nbs/data/00_data.datasets.ipynb #07d8ff70
+def _scan_one(p, report, options):
+    "As `_scan`, for one of several sets: a wrong layout is told, and the others go on"
+    try: return _scan(p, report, options)
+    except DataError as e:
+        report(e.name, e.value, e.fix)
+        return []
+
+# %% ../../nbs/data/00_data.datasets.ipynb #ca189f31
 def _scan(p, report, options=None):
     "The data sets in folder (or manifest) `p`, each with what to tell about its files"
     if not p.exists(): raise DataError(str(p), 'nothing of this name', 'give a folder of images or a manifest.csv')
@@ -789,7 +827,7 @@ def _scan(p, report, options=None):
     inner = [o for o in _subfolders(p) if (o/'manifest.csv').is_file() or any(_is_at(i, o) for i,_ in _registry.values())] if p.is_dir() else []
     if fn: return made(of, fn)
     if p.is_file() or (p/'manifest.csv').is_file(): return made('a manifest', _manifest)
-    if inner: return [d for o in inner for d in _scan(o, _inside(report, o.name), options)]
+    if inner: return [d for o in inner for d in _scan_one(o, _inside(report, o.name), options)]
     return made('images and masks', _pairs) if _paired(p) else made('class folders', _folder)
 
 # %% ../../nbs/data/00_data.datasets.ipynb #e030c4bf
@@ -797,6 +835,7 @@ def _found(what, root, report, options):
     "The data sets that a registered name or a path means, each with what to tell about its files"
     return [(_make(str(what), root, report, options),report)] if str(what) in _discover() else _scan(_place(Path(what).expanduser(), root), report, options)
 
+# %% ../../nbs/data/00_data.datasets.ipynb #a640c7cc
 def _place(p, root):
     "Where the path `p` is: as it stands, or under `root` (or MEDATTN_DATA), which may also be the folder itself"
     base = _base(root)
@@ -868,24 +907,35 @@ def split_groups(
     return _with_split(data, new)
 
 # %% ../../nbs/data/00_data.datasets.ipynb #47af445d
+def _picture_keys(data):
+    "For each item what tells its picture from others, without its masks"
+    return [o.split(' ')[0] if re.match('[0-9a-f]{64}( |$)', o) else o for o in data.contents]
+
+# %% ../../nbs/data/00_data.datasets.ipynb #0f52bcf9
 def leaks(
     data:Data, # Any data set with splits
-    content:bool=False, # Treat images with identical files as one group, instead of patients?
+    content:bool=False, # Treat identical pictures as one group, whatever their masks, instead of patients?
 )->pd.DataFrame: # One row a group that lies on two sides, with the number of its images on each side
     "The groups that lie on more than one side of the split"
     it = data.items[data.items.split!='']
-    g = pd.Series(data.contents, dtype=str)[it.index] if content else it.group
+    g = pd.Series(_picture_keys(data), dtype=str)[it.index] if content else it.group
     t = pd.crosstab(g.rename('group'), it.split)
     return t[(t>0).sum(axis=1)>1].reindex(columns=[o for o in SPLITS if o in t]).rename_axis(columns=None)
 
 # %% ../../nbs/data/00_data.datasets.ipynb #c7320b94
+def _same_picture(data, t):
+    "Raise `DataError` for the first line of `leaks(data, content=True)`"
+    fs = data.items.file[np.array(_picture_keys(data))==t.index[0]].tolist()
+    raise DataError(fs[0], f"the same picture as {fs[1]}, images in {' and '.join(o for o in t if t[o].iloc[0])}", f'{len(t)} pictures of {data.info.name} lie on two sides: give both of a pair one group (quality.near_groups), then use split_groups')
+
 def check_leak(
     data:Data, # Any data set with splits
-    content:bool=False, # Look for identical files on two sides too?
+    content:bool=False, # Look for identical pictures on two sides too?
 )->Data: # `data` itself
     "Raise `DataError` when a group lies on two sides of the split"
     for c in (False,True)[:1+content]:
         t = leaks(data, c)
+        if len(t) and c: _same_picture(data, t)
         if len(t): raise DataError(f'group {t.index[0]}', f"images in {' and '.join(o for o in t if t[o].iloc[0])}", f'{len(t)} groups of {data.info.name} lie on two sides: split it with split_groups')
     return data
 

@@ -18,7 +18,7 @@ from ..core import ArgumentError,DataError
 def _escape(name):
     "Why the path `name` could leave its folder, or ''"
     if '\0' in name or '\\' in name: return 'a name with a backslash or a zero byte'
-    if name.startswith('/') or re.match('[A-Za-z]:', name): return 'an absolute name'
+    if name.startswith('/') or re.search('(^|/)[A-Za-z]:', name): return 'an absolute name'
     return 'a name with ..' if '..' in name.split('/') else ''
 
 # %% ../../nbs/data/07_data.download.ipynb #5107d6c2
@@ -246,7 +246,7 @@ def _patiently(r, part, known, progress, timeout, tries, wait):
         try: return _once(r, part, known, progress, timeout)
         except _Anew as e:
             part.unlink(missing_ok=True)
-            why = e
+            n,why = 0,e
         except ConnectionError as e: why = e
         left,n = (tries,_size(part)) if _size(part)>=n+2**20 else (left-1,n)
         if not left: raise DataError(r.file, f'{why}', f'{_size(part):,} bytes are kept; run the same again to go on from there')

@@ -213,6 +213,12 @@ def _check_extract(folder, out, box, near):
     if near is not None and not -1<=near<=1: raise ArgumentError('near', near, 'use a correlation, such as 0.99, or None')
 
 # %% ../../nbs/data/48_data.frames.ipynb #429a9aef
+def _moved(log, here):
+    "A problem for each video of the log that is gone and whose rows another of the same name and size has too"
+    now = {(Path(v).name,m):v for v,m in zip(log.video, log.made) if v in here}
+    gone = log[~log.video.isin(here)][['video','made']].drop_duplicates().itertuples(index=False)
+    return [(v,f'rows of a video that seems to lie at {now[Path(v).name,m]} now','its frames are in the manifest twice: take its rows out of frames.csv, and its outlines to the new folder') for v,m in gone if (Path(v).name,m) in now]
+
 def extract_frames(
     folder, # Has the videos and screenshots, in a folder for each patient
     out, # The folder to write to: frames/PATIENT/*.png, frames.csv and manifest.csv
@@ -233,14 +239,14 @@ def extract_frames(
     for v,patient,stem in found:
         made = f"fps={fps if every is None else ''} every={every or ''} blur={blur:g} near={near} box={box} bytes={(folder/v).stat().st_size}"
         mine = log.video==v
-        if _is_done(log[mine&(log.made==made)], out): continue
+        if _is_done(log[mine&(log.made==made)&(log.patient==patient)], out): continue
         try: rows = _frames_of(folder/v, v, patient, stem, out, dict(fps=fps, every=every), blur, near, box)
         except DataError as e:
             problems.append((e.name,e.value,e.fix))
             continue
         log = pd.concat([log[~mine],pd.DataFrame(rows).assign(made=made)]).astype(_types).sort_values(['video','frame'], ignore_index=True)
         _write(out, log)
-    return _told(log, problems, report)
+    return _told(log, problems+_moved(log, {o[0] for o in found}), report)
 
 # %% ../../nbs/data/48_data.frames.ipynb #2f24abc1
 def _told(log, problems, report):

@@ -8,6 +8,7 @@ Docs: https://medattn.github.io/medattn_nb/data/data.quality.html.md"""
 __all__ = ['thumbnail', 'twins', 'near_groups', 'mask_statistics', 'survey', 'Audit', 'audits', 'audit']
 
 # %% ../../nbs/data/05_data.quality.ipynb #bfd9fa43
+import re
 from dataclasses import dataclass,field
 from pathlib import Path
 import numpy as np
@@ -64,8 +65,9 @@ def near_groups(
 def _first_equal(data):
     "For each image the first one whose picture file is identical"
     def one(i):
-        try: return data.reader.content(data._rows[i]).split()[0]
+        try: s = data.reader.content(data._rows[i])
         except DataError: return f'unreadable {i}'
+        return s.split(' ')[0] if re.match('[0-9a-f]{64}( |$)', s) else s
     sha = pd.Series(_each(one, len(data)))
     return sha.map({k:i for i,k in reversed(list(enumerate(sha)))}).to_numpy(int)
 
@@ -248,7 +250,8 @@ def audits(
         a = _audit(Audit(data.info.name, str(root or ''), len(data)), data, tell, threshold)
         a.problems = [o for o in tables if len(sets)==1 or o[0].startswith(f'{data.root.name}/')]+list(said)
         out.append(a)
-    return out
+    rest = [o for o in tables if not any(o in a.problems for a in out)]
+    return out+([Audit(Path(what).name, str(root or ''), 0, rest)] if rest else [])
 
 # %% ../../nbs/data/05_data.quality.ipynb #05dbec34
 def audit(

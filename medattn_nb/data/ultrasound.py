@@ -186,6 +186,13 @@ def _frame_file(root, p, d):
     try: return f.resolve().relative_to(root.resolve()).as_posix() if f else p.relative_to(root).as_posix() if d.get('imageData') else None
     except ValueError: return None
 
+def _one_each(rows, report):
+    "The first row of each picture; a second Labelme file that names it is told"
+    first = {}
+    for o in rows:
+        if (k := first.setdefault(o['file'], o)) is not o: report(o['mask'], f"names the picture {o['file']}, as {k['mask']} does", 'set its imagePath to its own picture, or remove one of the two files')
+    return list(first.values())
+
 def _outlined_frames(root, labels, other, report):
     "A row for every Labelme file under `root`"
     rows = []
@@ -196,7 +203,7 @@ def _outlined_frames(root, labels, other, report):
         f = _frame_file(root, p, d)
         if f is None: report(name, f"no picture {d.get('imagePath')!r} beside it", 'put the picture there, inside the folder of the set'); continue
         rows.append(dict(file=f, mask=name, **{f'has:{n}':float(k in has) for k,n in enumerate(_names(labels))}))
-    return rows
+    return _one_each(rows, report)
 
 # %% ../../nbs/data/40_data.ultrasound.ipynb #55e4c606
 def _bare_frames(root, rows, labels, unannotated, report):
@@ -279,8 +286,9 @@ def study_of(
 )->str: # Such as '19990102_S0000005' or '010203'
     "The study that a frame was cut from, as far as its name tells; else the name without its frame number"
     stem = name.rsplit('/', 1)[-1].rsplit('.', 1)[0]
-    m = re.search(r'\d{8}_S\d+', stem) or re.match(r'(\d{6})(?=_\d{10}(_|$)|\d{4}(_|$))', stem)
-    return m[0] if m else re.sub(r'(_-1)?_(Frame)?\d+$', '', stem)
+    m = re.search(r'(?:\d{8}_)?(?<![A-Z])S\d{7}(?=_|$)', stem)
+    t = re.search(r'(?:^|_)(\d{6})_\d{10}(?:_|$)', stem) or re.match(r'(\d{6})\d{4}(?:_|$)', stem)
+    return m[0] if m else t[1] if t else re.sub(r'(_-1)?_(Frame)?\d+$', '', stem)
 
 # %% ../../nbs/data/40_data.ultrasound.ipynb #3bdaeabe
 def _joined(study, content):

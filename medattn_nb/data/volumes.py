@@ -117,10 +117,14 @@ def write_volume(
     spacing=(1.,1.,1.), # Distance of slices, rows and columns in mm; not used with `like`
     like=None, # A NIfTI file of the same size whose axes and position are taken
 )->Path: # `path`
-    "Write a volume so that `read_volume` gives it back; `bool` is stored as `uint8`"
+    "Write a volume so that `read_volume` gives it back; `bool` is stored as `uint8`, 64-bit whole numbers as `int32`, `float16` as `float32`"
     try: import nibabel
     except ImportError: raise MissingPackage('nibabel', 'not installed', 'volumes are written with it: install it with `pip install nibabel`') from None
     p,v,o = Path(path),np.asarray(volume),nibabel.orientations
+    if v.dtype.kind in 'iu' and v.dtype.itemsize>4:
+        if v.size and not -2**31<=v.min()<=v.max()<2**31: raise ArgumentError('volume', str(v.dtype), 'use numbers that fit into 32 bits')
+        v = v.astype(np.int32)
+    if v.dtype==np.float16: v = v.astype(np.float32)
     s,h,w = spacing
     matrix,axes = _axes(like, v.shape) if like is not None else (np.diag([-w,-h,s,1]),o.axcodes2ornt('LPS'))
     a = o.apply_orientation((v.astype(np.uint8) if v.dtype==bool else v).transpose(2,1,0), o.ornt_transform(o.axcodes2ornt('LPS'), axes))

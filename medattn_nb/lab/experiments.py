@@ -360,6 +360,7 @@ def alone(self:_MaskJudge, name):
     return dict(runs=len(V), **{m:float(_mean(per)), f'{m}_low':lo, f'{m}_high':hi}, sd=per.std(ddof=1) if len(per)>1 else np.nan,
         units=float((~np.isnan(V)).sum(1).mean()), missed_cases=missed['missed_cases'], missed_images=missed['missed'])
 
+# %% ../../nbs/lab/20_lab.experiments.ipynb #ca1bf4a4
 @patch
 def against(self:_MaskJudge, name, base):
     A,B = self.V[name],self.V[base]
@@ -387,6 +388,7 @@ class _TagJudge:
         V = self.V[name][1:]
         return np.take_along_axis(V, np.random.default_rng(derive_seed('runs', name)).integers(V.shape[1], size=V.shape), 1).mean(1)
 
+# %% ../../nbs/lab/20_lab.experiments.ipynb #bde42f35
 @patch
 def alone(self:_TagJudge, name):
     _same_recipe(self.by[name])

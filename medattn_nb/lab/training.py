@@ -493,6 +493,7 @@ class AutoCast(Callback):
         if self.ctx is not None: self.ctx.__exit__(None, None, None)
         self.ctx = None
 
+# %% ../../nbs/lab/00_lab.training.ipynb #011eac64
 class HalfPrecision(MixedPrecision):
     "fastai's float16 with a scaled loss, for outputs that carry weights too"
     order,inside = MixedPrecision.order,False
@@ -505,6 +506,7 @@ class HalfPrecision(MixedPrecision):
         if self.inside: super().after_loss()
         self.inside = False
 
+# %% ../../nbs/lab/00_lab.training.ipynb #5fb8a223
 def _leave(learn):
     "Leave half precision after a batch that broke; torch would stay in it, and keep its copies of the weights, in all that follows"
     for o in learn.cbs:
