@@ -19,12 +19,12 @@ from .volumes import split_cases
 # %% ../../nbs/data/45_data.lgg.ipynb #4ab26ad5
 _tops = 'kaggle_3m','lgg-mri-segmentation/kaggle_3m','.'
 
-def _blank(reader, f, m, report):
-    "Is nothing outlined in mask `m` of picture `f`? `None`, and a report, when it cannot be read or has another size"
+def _blank(reader, f, m):
+    "Is nothing outlined in mask `m` of picture `f`? The error itself when it cannot be read or has another size"
     try:
         reader.header(SimpleNamespace(file=f, mask=m))
         return not read_mask(reader.root/m, m).any()
-    except DataError as e: report(e.name, e.value, e.fix)
+    except DataError as e: return e
 
 def _original(root, report):
     "The published folders"
@@ -35,8 +35,10 @@ def _original(root, report):
     reader = Files(root)
     fs = [o.relative_to(root).as_posix() for o in sorted((root/top).glob('TCGA_*/*.tif')) if re.fullmatch(re.escape(o.parent.name)+r'_\d+', o.stem)]
     ms = [f'{o[:-4]}_mask.tif' for o in fs]
-    blank = _each(lambda i: _blank(reader, fs[i], ms[i], report), len(fs))
-    rows = [dict(file=f, mask=None if b else m, patient=f.split('/')[-2], slice=int(f[:-4].rsplit('_', 1)[1])) for f,m,b in zip(fs, ms, blank) if b is not None]
+    blank = _each(lambda i: _blank(reader, fs[i], ms[i]), len(fs))
+    for e in blank:
+        if isinstance(e, DataError): report(e.name, e.value, e.fix)
+    rows = [dict(file=f, mask=None if b else m, patient=f.split('/')[-2], slice=int(f[:-4].rsplit('_', 1)[1])) for f,m,b in zip(fs, ms, blank) if not isinstance(b, DataError)]
     return pd.DataFrame(rows, columns=['file','mask','patient','slice'])
 
 # %% ../../nbs/data/45_data.lgg.ipynb #982aba76
