@@ -235,6 +235,12 @@ def test_first_convolution_takes_other_channels(channels):
     a,b = complexity(network('resnet18', classes=5, channels=channels), 64, channels),complexity(network('resnet18', classes=5), 64)
     assert b.parameters-a.parameters==(3-channels)*64*49 and b.macs-a.macs==(3-channels)*64*49*32*32
 
+@pytest.mark.parametrize('channels', [1,4])
+def test_a_new_first_convolution_has_weights(channels):
+    "All zero, no gradient would ever pass it"
+    m = network('resnet18', channels=channels)
+    assert m.conv1.weight.std()>.01 and m(torch.randn(2, channels, 32, 32)).std(0).max()>1e-4
+
 def test_options_reach_a_network_of_a_paper():
     "The four arrangements of A-PSPNet differ by what its option `order` says, and by nothing else"
     n = {o:n_params(network('apspnet', classes=2, device='meta', encoder='resnet18', order=o)) for o in ('channel-spatial','spatial-channel','channel','spatial')}

@@ -11,11 +11,13 @@ def test_verdict():
     v = check_answer(lambda x: abs(x), lambda x: x, [(1,),(-2,),(-3,)])
     assert (v.right,v.cases)==(1,3) and '(-2)` gives 2' in v.said and '-3' not in v.said
 
-@pytest.mark.parametrize('got,want', [(1,1.), (np.float32(.1),.1), (torch.tensor(3),3), ([1,2],(1,2)), (np.eye(2),torch.eye(2)), (float('nan'),float('nan')), ('a','a'), (True,True), ({'a':1},{'a':1}), (1+1e-7,1)])
+@pytest.mark.parametrize('got,want', [(1,1.), (np.float32(.1),.1), (torch.tensor(3),3), ([1,2],(1,2)), (np.eye(2),torch.eye(2)), (float('nan'),float('nan')), ('a','a'), (True,True), ({'a':1},{'a':1}), (1+1e-7,1),
+    (['a','b'],['a','b']), ((3,'x'),(3.,'x')), ((np.ones(2),np.ones(3)),[torch.ones(2),torch.ones(3)]), ({'a':np.ones(2)},{'a':torch.ones(2)}), (np.True_,True), (torch.tensor(True),True), (True,np.bool_(True))])
 def test_right(got, want): assert said(lambda: got, lambda: want)==''
 
 @pytest.mark.parametrize('got,want,part', [(None,1,'where the three dots are'), (2,1,'gives 2, which is not right'), ('1',True,"gives '1', which"), (1,True,'not right'), ([1,2],1,'one number is wanted'), ('x',1,'numbers are wanted'),
-    (1,[1,2],'has to be (2,)'), (np.zeros((2,3)),np.zeros((3,2)),'an array of shape (2, 3), where the shape has to be (3, 2)'), (torch.tensor([1.,2.,3.,4.]),[1,2,3,5],'25% of the values'), (np.float32(.5),.25,'gives 0.5, which'), (float('nan'),1.,'gives nan')])
+    (1,[1,2],'has to be (2,)'), (np.zeros((2,3)),np.zeros((3,2)),'an array of shape (2, 3), where the shape has to be (3, 2)'), (torch.tensor([1.,2.,3.,4.]),[1,2,3,5],'25% of the values'), (np.float32(.5),.25,'gives 0.5, which'), (float('nan'),1.,'gives nan'),
+    (['a','c'],['a','b'],'not right'), (['a'],['a','b'],'not right'), ((np.ones(2),np.ones(2)),(np.ones(2),np.ones(3)),'not right'), ({'a':np.ones(2)},{'a':np.zeros(2)},'not right'), ({'b':1},{'a':1},'not right'), (np.False_,True,'not right'), ('ab',['a','b'],'not right')])
 def test_wrong(got, want, part):
     s = said(lambda: got, lambda: want)
     assert part in s and s.startswith('`<lambda>()`')

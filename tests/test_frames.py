@@ -221,6 +221,12 @@ def test_groups(tmp_path):
     with pytest.raises(DataError, match='no match for the group pattern'): extract_frames(tmp_path/'v', tmp_path/'p', group='Q')
     with pytest.raises(DataError, match='a video in no folder'): extract_frames(tmp_path/'v', tmp_path/'p')
 
+def test_another_group_gives_the_frames_to_another_patient(tmp_path):
+    clip(tmp_path/'v/2020/P01_a.avi', 5); clip(tmp_path/'v/2021/P01_b.avi', 5)
+    assert set(extract_frames(tmp_path/'v', tmp_path/'o').patient)=={'2020','2021'}
+    log = extract_frames(tmp_path/'v', tmp_path/'o', group=r'(P\d+)')
+    assert set(log.patient)=={'P01'} and all((tmp_path/'o'/f).is_file() for f in log.file) and from_manifest(tmp_path/'o').items.group.nunique()==1
+
 def test_names_that_would_clash(tmp_path):
     clip(tmp_path/'v/a/x y.avi', 5); clip(tmp_path/'v/a/x_y.avi', 5)
     with pytest.raises(DataError, match='rename one'): extract_frames(tmp_path/'v', tmp_path/'o')

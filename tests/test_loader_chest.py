@@ -86,6 +86,7 @@ def test_without_validation_and_in_wrapping_folders(official, tmp_path):
     shutil.rmtree(official/'val')
     bare = load(NAME, official)
     assert bare.describe().index.tolist()==['train','test','all']
+    assert bare.info.images==sum(n for *_,n in bare.info.counts) and {s for s,*_ in bare.info.counts}=={'train','test'}
     for inner in ('chest_xray','chest_xray/chest_xray'):
         dest = tmp_path/inner.replace('/','-')/NAME
         shutil.copytree(official, dest/inner)

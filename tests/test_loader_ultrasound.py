@@ -74,6 +74,10 @@ def encoded(a):
     b = io.BytesIO(); Image.fromarray(a).save(b, 'PNG')
     return base64.b64encode(b.getvalue()).decode()
 
+def test_two_labelme_files_of_one_picture(tmp_path):
+    frame(tmp_path/'a.png', shape('kidney')); frame(tmp_path/'b.png', shape('kidney'), imagePath='a.png')
+    with pytest.raises(DataError, match='b.json: got names the picture a.png, as a.json does'): from_labelme(tmp_path, LABELS)
+
 def test_planes_in_the_order_of_the_labels(tmp_path):
     p = frame(tmp_path/'a.png', shape(' HYDROPS '), shape('Kidney', [[0,0],[14,10]]), shape('hydronephrosis', [[0,0],[1,1]]))
     m = labelme_masks(p, LABELS)

@@ -30,6 +30,15 @@ def test_round_trip(tmp_path, ext, dtype):
     assert back.dtype==np.float32 and back.flags.c_contiguous and back.flags.writeable and (back==v).all() and volume_shape(p)==SHAPE
     assert nib.load(p).header.get_zooms()==(1,2,5)
 
+@pytest.mark.parametrize('dtype,kept', [(np.int64,np.int32), (np.uint64,np.int32), (np.float16,np.float32), (np.float64,np.float64)])
+def test_types_that_nifti_has_not(tmp_path, dtype, kept):
+    p = write_volume(tmp_path/'v.nii', noise().astype(dtype))
+    assert nib.load(p).get_data_dtype()==kept and (read_volume(p)==noise()).all()
+
+def test_numbers_that_do_not_fit(tmp_path):
+    with pytest.raises(ArgumentError, match='32 bits'): write_volume(tmp_path/'v.nii', np.full(SHAPE, 2**31))
+    assert not (tmp_path/'v.nii').exists()
+
 def test_scaled_values(tmp_path):
     "Integers with slope and intercept are read as the values they stand for"
     im = nib.Nifti1Image(noise().transpose(2,1,0), np.diag([-1,-1,1,1.]))

@@ -161,6 +161,24 @@ def test_same_again(record, checkpoints, data, train):
     again = localise(RECIPE, checkpoints, data, train, layers=('layer2.1','layer1.1'), targets=('true','lesion'))
     assert again['scores']==record['scores'] and again['metrics']==record['metrics']
 
+def test_the_yardsticks_play_the_same_game(record, checkpoints, data, train):
+    "With a tolerance the mask on the grid and other images' masks have it too, and the record says so"
+    k,wide = score_key('phantom-texture', 'layer2.1', 'true'),localise(RECIPE, checkpoints, data, train, layers=('layer2.1',), targets=('true',), tolerance=6)
+    a,b = record['metrics'][k],wide['metrics'][k]
+    m = data.mask_tensors(32)[:,0].numpy()[data.labels==1]>0
+    assert 'tolerance' not in a and b['tolerance']==6
+    assert b['prior_hit']==pytest.approx(localisation(prior_maps(m), m, 6).hit.mean()) and b['prior_hit']>a['prior_hit']
+    assert b['mask_hit']==pytest.approx(localisation(mask_at_grid(m, (4,4)), m, 6).hit.mean()) and b['mask_hit']>=a['mask_hit']
+    assert b['prior_energy']==a['prior_energy']
+
+def test_hits_of_two_tolerances_are_not_compared():
+    rs = rows(runs=2)
+    for r in rs:
+        if r['row']=='b': r['metrics']['d@l:true']['tolerance'] = 15.
+    rs = [r for r in rs if r['row'] in ('a','b')]
+    with pytest.raises(ResultError, match='b, seed 0; scored with a tolerance of 15 pixels, a with 0'): compare_localisation(rs, 'l', metric='hit')
+    assert len(compare_localisation(rs, 'l', metric='energy'))==2
+
 def test_random_weights_need_no_checkpoint_and_follow_their_seed(data, train, tmp_path):
     a,b,c = (localise(RECIPE, tmp_path, data, train, layers=('layer2.1',), random=o) for o in (0,1,0))
     assert a['scores']==c['scores']!=b['scores'] and a['row']=='random weights' and (a['seed'],b['seed'])==(0,1)

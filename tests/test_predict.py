@@ -519,6 +519,8 @@ def test_video_by_number_and_second(tmp_path):
     every = predict_files(made(), f, tmp_path/'out', every=1)
     assert every.attrs['before']==10 and every.attrs['new']==10 and sorted(every.frame)==list(range(20))
     assert predict_files(made(), f, tmp_path/'out', every=1).attrs['new']==0
+    coarse = predict_files(made(), f, tmp_path/'out', every=4)
+    assert (coarse.attrs['new'],coarse.attrs['before'])==(0,20) and len(rows(tmp_path/'out'))==20
 
 def test_a_video_that_ends_early(tmp_path):
     f = video(tmp_path/'in/scan.avi', n=40)
