@@ -1,5 +1,5 @@
 "Training: frozen recipes, a run that is really killed, precision and layout options, and what is refused"
-import math, dataclasses, signal, subprocess, sys
+import json, math, dataclasses, signal, subprocess, sys
 import numpy as np, pytest, torch
 from fastai.callback.core import Callback
 from medattn_nb.core import ArgumentError, ResultError
@@ -33,6 +33,11 @@ def test_defaults_are_frozen():
 def test_hashes_are_frozen(kw, h):
     r = Recipe(**kw)
     assert r.hash==h and Recipe.from_dict(r.to_dict())==r
+
+def test_one_number_has_one_name():
+    "1 and 1.0 are equal, and so are the recipes; --set weight_decay=0 reads a number with a point, Python may say 0"
+    a,b = (Recipe(data='covid-ct', **{k:t(v) for k,v in dict(lr=1, weight_decay=0, momentum=0, gamma=2, power=1).items()}) for t in (int,float))
+    assert a==b and a.hash==b.hash and a.to_dict()==b.to_dict() and Recipe.from_dict(json.loads(json.dumps(a.to_dict()))).hash==a.hash
 
 @pytest.mark.parametrize('kw', [dict(epochs=0), dict(size=1.5), dict(batch_size=0), dict(lr=0), dict(gamma=-1), dict(power=0), dict(split='patient'), dict(channels=0),
     dict(loss='mse'), dict(optimiser='lamb'), dict(schedule='cosine'), dict(amp='fp8'), dict(valid_fraction=1), dict(augment=('spin',))])

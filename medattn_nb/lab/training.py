@@ -58,6 +58,8 @@ def _tidy(r):
     for k in ('preprocess','augment','milestones'): put(k, tuple(getattr(r, k)))
     for k in ('masks','tags'): put(k, (o,) if isinstance(o:=getattr(r, k), str) else tuple(o))
     put('size', _tuples(r.size))
+    for k in ('valid_fraction','lr','momentum','weight_decay','gamma','power'):
+        if type(o:=getattr(r, k)) is int: put(k, float(o))
 
 def _tuples(o): return tuple(map(_tuples, o)) if isinstance(o, (list,tuple)) else o
 
