@@ -59,6 +59,8 @@ def _read_weights(weights, model):
     return dict(torch.load(weights, map_location='cpu', weights_only=True))
 
 # %% ../nbs/blocks/20_backbones.ipynb #71083582
+def _summed(w, ni): return w.sum(1, keepdim=True).repeat(1,ni,1,1)/ni
+
 def load_weights(
     model:nn.Module, # A network of this page, or a ResNet of torchvision, with or without attention; changed in place
     weights, # A state dict of the plain network, the path of a file that holds one, or 'imagenet'
@@ -69,7 +71,7 @@ def load_weights(
     ni,out = own[stem].shape[1],getattr(model, 'left_out', ())
     if 'fc.weight' in sd and ('fc.weight' not in own or sd['fc.weight'].shape!=own['fc.weight'].shape): out += 'fc.',
     sd = {k:v for k,v in sd.items() if not k.startswith(out)} if out else sd
-    if stem in sd and sd[stem].shape[1]!=ni: sd[stem] = sd[stem].sum(1, keepdim=True).repeat(1,ni,1,1)/ni
+    if stem in sd and sd[stem].shape[1]!=ni: sd[stem] = _summed(sd[stem], ni)
     new = tuple(f'{n}.' for n in attention_modules(model)) + ('fc.',)
     missing = [k for k in own if k not in sd]
     bad = [k for k,v in sd.items() if k not in own or v.shape!=own[k].shape] + [k for k in missing if not k.startswith(new)]
@@ -164,7 +166,7 @@ def encoder_maps(
     "The feature maps after each encoder"
     m,out = model,dict(input=x)
     if hasattr(m, 'layer1'):
-        out['conv1'] = m.relu(m.bn1(m.conv1(x)))
+        out['conv1'] = (m.relu if hasattr(m, 'relu') else m.act1)(m.bn1(m.conv1(x)))
         out['e1'] = m.layer1(m.maxpool(out['conv1']))
         for k in (2,3,4): out[f'e{k}'] = getattr(m, f'layer{k}')(out[f'e{k-1}'])
     else:
@@ -202,7 +204,7 @@ def resnet_encoder(
     encoder='resnet50', # One of `ENCODERS`, or a ResNet of torchvision or timm (changed in place)
     in_channels:int|None=3, # Channels of the image; `None` leaves the first convolution as it is
 )->nn.Module: # With conv1, bn1, maxpool and layer1 to layer4; `fc` and pooling pass everything on
-    "A ResNet without its classifier, its weights as PyTorch starts them"
+    "A ResNet without its classifier; by name with weights as PyTorch starts them, else with its own"
     if isinstance(encoder, str):
         if encoder not in ENCODERS: raise ArgumentError('encoder', encoder, f"choose one of {', '.join(ENCODERS)}, or give a ResNet")
         m = ResNet(BasicBlock, [1]*4) if encoder=='resnet10' else torchvision.models.get_model(encoder, weights=None)
@@ -210,7 +212,10 @@ def resnet_encoder(
     if not all(hasattr(m, k) for k in ('conv1','bn1','maxpool','layer1','layer2','layer3','layer4')): raise ArgumentError('encoder', type(m).__name__, 'give a ResNet of torchvision or timm, with conv1, bn1, maxpool and layer1 to layer4')
     for k in ('fc','avgpool','global_pool'):
         if hasattr(m, k): setattr(m, k, nn.Identity())
-    if in_channels and isinstance(m.conv1, nn.Conv2d) and m.conv1.in_channels!=in_channels: m.conv1 = nn.Conv2d(in_channels, m.conv1.out_channels, 7, stride=2, padding=3, bias=False)
+    first = next(o for o in m.conv1.modules() if isinstance(o, nn.Conv2d))
+    if in_channels and first.in_channels!=in_channels:
+        if isinstance(encoder, str): m.conv1 = nn.Conv2d(in_channels, first.out_channels, 7, stride=2, padding=3, bias=False)
+        else: first.in_channels,first.weight = in_channels,nn.Parameter(_summed(first.weight.detach(), in_channels))
     return m
 
 # %% ../nbs/blocks/20_backbones.ipynb #f59a7025

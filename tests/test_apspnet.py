@@ -120,8 +120,40 @@ def test_a_network_that_is_handed_in():
     m = segmenter('apspnet', 2, encoder=enc)
     assert m(noise(2, 3, 33, 33)).shape==(2,2,33,33) and torch.equal(m.encoder.layer2[0].conv1.weight, w) and set(attention_modules(m))=={'encoder.maxpool.attention','encoder.layer4.attention'}
     with pytest.raises(ArgumentError, match='conv1'): segmenter('pspnet', encoder=nn.Linear(2, 2))
-    pooled = ResNet(BasicBlock, [1]*4); pooled.layer4[0].downsample = nn.Sequential(nn.AvgPool2d(2, 2), nn.Conv2d(256, 512, 1))
-    with pytest.raises(ArgumentError, match='AvgPool2d'): dilate(pooled, 8)
+    pooled = ResNet(BasicBlock, [1]*4); pooled.layer4[0].downsample = nn.Sequential(nn.MaxPool2d(2, 2), nn.Conv2d(256, 512, 1))
+    with pytest.raises(ArgumentError, match='MaxPool2d'): dilate(pooled, 8)
+
+def of_timm(name):
+    "A ResNet of timm whose residual branches are open; theirs start shut"
+    timm = pytest.importorskip('timm')
+    with local_seed(name): m = timm.create_model(name, pretrained=False).eval().requires_grad_(False)
+    with local_seed('norms'):
+        for o in m.modules():
+            if isinstance(o, nn.BatchNorm2d): nn.init.uniform_(o.weight, .5, 1.5); nn.init.uniform_(o.bias, -.3, .3)
+    return m
+
+@pytest.mark.parametrize('size', [(97,75),(64,64),(65,50)])
+@pytest.mark.parametrize('name', ['resnet18','resnet10t','resnet26d','res2net50_26w_4s'])
+def test_dense_maps_of_timm_hold_the_coarse_ones(name, size):
+    "Deep stems, and average pools with strides in the shortcuts (even and odd sizes) or in the branches (with padding)"
+    m,x = of_timm(name),noise(1, 3, *size)
+    coarse = resnet_maps(m, x)['layer4']
+    for s in (16,8): assert (resnet_maps(dilate(copy.deepcopy(m), s), x)['layer4'][...,::32//s,::32//s]-coarse).abs().max()<1e-5*coarse.abs().max()
+
+@pytest.mark.parametrize('name', ['resnet18','resnet10t'])
+def test_weights_of_a_network_that_is_handed_in_stay(name):
+    enc = of_timm(name); sd = copy.deepcopy(enc.state_dict())
+    m = segmenter('apspnet', 2, in_channels=1, encoder=enc).eval()
+    first = next(k for k,v in sd.items() if k.startswith('conv1') and v.ndim==4)
+    own = m.encoder.state_dict()
+    assert own[first].shape[1]==1 and all(torch.equal(v, sd[k]) for k,v in own.items() if k in sd and k!=first)
+    torch.testing.assert_close(own[first], sd[first].sum(1, keepdim=True))
+    assert m(noise(1, 1, 65, 65)).shape==(1,2,65,65)
+
+def test_a_stride_that_cannot_be_taken_out():
+    with pytest.raises(ArgumentError, match='BlurPool2d with a stride'): dilate(of_timm('resnetblur18'), 8)
+    assert segmenter('pspnet', 2, encoder=of_timm('resnetblur18'), output_stride=32).eval()(noise(1, 3, 65, 65)).shape==(1,2,65,65)
+    assert dilate(of_timm('ecaresnet26t'), 8) # a kernel of one dimension without stride
 
 # --- pretrained weights --------------------------------------------------------------------------------
 @pytest.mark.parametrize('name,ni', [('apspnet',3),('apspnet',1),('pspnet',3),('danet',3)])

@@ -63,13 +63,27 @@ def resnet_maps(
     return out
 
 # %% ../../nbs/papers/80_papers.apspnet.ipynb #839f67c5
+class _SpacedAvgPool(nn.AvgPool2d):
+    "An average pool without stride whose taps are `gap` apart"
+    def forward(self, x):
+        k,p,d = (o if isinstance(o, int) else o[0] for o in (self.kernel_size, self.padding, self.gap))
+        sides = (d*p, d*(k-1-p))*2
+        inside = F.pad(torch.ones_like(x[:1,:1]), (d*p,)*4, value=float(self.count_include_pad))
+        inside = F.pad(inside, (0, d*(k-1-2*p))*2)
+        def sums(x): return F.conv2d(x, x.new_ones(len(x[0]), 1, k, k), dilation=d, groups=len(x[0]))
+        return sums(F.pad(x, sides))/sums(inside)
+
+# %% ../../nbs/papers/80_papers.apspnet.ipynb #88645841
+def _stays(m): raise ArgumentError('encoder', f'a {type(m).__name__} with a stride', 'only strides of convolutions and average pools can be taken out; use output_stride=32, or dilate the network yourself')
+
 def _spread(m, gap, first):
-    "Take the stride out of a convolution, whose taps are then `first` apart; spread one without stride to `gap`"
-    if isinstance(m, (nn.AvgPool2d,nn.MaxPool2d)) and m.stride not in (1,(1,1)): raise ArgumentError('encoder', f'a {type(m).__name__} with a stride', 'only strides of convolutions can be taken out; use output_stride=32, or dilate the network yourself')
-    if not isinstance(m, nn.Conv2d): return
-    d = gap if m.stride==(1,1) else first
-    m.stride = 1,1
-    if m.kernel_size!=(1,1): m.dilation,m.padding = (d,d),tuple(d*(k//2) for k in m.kernel_size)
+    "Take the stride out of a convolution or average pool, whose taps are then `first` apart; spread one without stride to `gap`"
+    strided = not any(m.children()) and getattr(m, 'stride', 1) not in (1,(1,),(1,1))
+    if type(m) is nn.AvgPool2d: m.__class__,m.stride,m.gap = _SpacedAvgPool,1,first if strided else gap
+    elif isinstance(m, nn.Conv2d):
+        d,m.stride = first if strided else gap,(1,1)
+        if m.kernel_size!=(1,1): m.dilation,m.padding = (d,d),tuple(d*(k//2) for k in m.kernel_size)
+    elif strided: _stays(m)
 
 # %% ../../nbs/papers/80_papers.apspnet.ipynb #d1288737
 STRIDES = 8,16,32
@@ -79,7 +93,7 @@ def dilate(
     output_stride:int=8, # Side of the picture over the side of the last map: 8, 16 or 32
     atrous:str='exact', # 'exact' or 'semseg': does the convolution that had the stride get gaps as well?
 )->nn.Module: # `m` itself
-    "Take the last strides out of a ResNet and spread its later kernels instead; no weight changes"
+    "Take the last strides out of a ResNet and spread its later kernels instead; no weight changes; raises `ArgumentError` for a stride that is not of a convolution or average pool"
     _choose('output_stride', output_stride, STRIDES); _choose('atrous', atrous, ('exact','semseg'))
     gap = 1
     for k,s in (('layer3',16),('layer4',32)):
