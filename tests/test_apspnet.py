@@ -14,6 +14,7 @@ from medattn_nb.data import datasets
 from medattn_nb.lab.experiments import run_experiment
 from medattn_nb.lab.ledger import Ledger
 from medattn_nb.lab.report import pick_records
+from medattn_nb.lab.segmentation import segment_values
 from medattn_nb.lab.training import MaskLoss, Recipe, fit, predict
 from medattn_nb.losses import create as create_loss
 from medattn_nb.papers.apspnet import *
@@ -368,10 +369,24 @@ def test_every_recipe_makes_its_network(table):
             with torch.device('meta'): create_backbone(r.model, num_classes=3, in_channels=r.channels, init='default', **kw, **dict(r.attention_options))
 
 def test_settings_are_those_of_the_paper():
-    for exp,epochs,split in ((TABLE1,50,'paper'),(TABLE3,100,'paper'),(TABLE3_PATIENTS,100,'grouped')):
+    for exp,epochs,split in ((TABLE1,50,'paper'),(TABLE3,100,'paper'),(TABLE3_PATIENTS,100,'patients')):
         r = exp.presets['paper']
         assert (r.size,r.preprocess,r.batch_size,r.lr,r.optimiser,r.loss,r.weights,r.epochs,dict(r.data_options)['split'])==(473,('letterbox-grey',),8,1e-3,'adam','combo','imagenet',epochs,split)
     assert US_473.presets['paper'].replace(data='upjo', masks=PAPER.masks)==PAPER and LAPTOP.which_epoch=='last'
+
+def test_two_columns(tmp_path):
+    "Frames and patients side by side, each from its own records"
+    kw = dict(results=tmp_path, device='cpu')
+    pair = [o.only(('PSPNet','A-PSPNet'), {}) for o in (TABLE3,TABLE3_PATIENTS)]
+    empty = two_columns(*pair, [])
+    assert (empty.drop(columns='paper, single frames', level=1)=='not run').to_numpy().all() and empty.loc['A-PSPNet',('MIoU','paper, single frames')]==87.93
+    rs = [r for o in pair for r in run_experiment(o, 'smoke', **kw)]
+    t = two_columns(*pair, rs, 'smoke', 'valid')
+    for k in t.index:
+        for m,what in (('miou','MIoU'),('mpa','MPA')):
+            for o,c in zip(pair, ('single frames','by patient')):
+                r, = [r for r in rs if (r['row'],r['table'])==(k,o.table)]
+                assert t.loc[k,(what,c)]==f"{100*segment_values(r, 'valid', m, 'all').iloc[0]:.2f}"
 
 def test_claims_have_the_direction_of_the_tables():
     c = TABLE3.published

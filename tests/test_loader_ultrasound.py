@@ -168,8 +168,10 @@ def test_splits(folder):
     p = load('upjo', folder, split='paper')
     assert split_label(p).startswith('leaky') and (p.items.split=='test').sum()==2 # one of each class
     assert set(load('upjo', folder, split='none').items.split)=={''}
+    by = load('upjo', folder, split='patients')
+    assert set(by.items.split)=={'train','test'} and leaks(by).empty
     assert len(load('upjo', folder, split='none', labels=('kidney','hydrops')))==12
-    with pytest.raises(ArgumentError, match='choose from grouped, paper, none'): load('upjo', folder, split='official')
+    with pytest.raises(ArgumentError, match='choose from grouped, patients, paper, none'): load('upjo', folder, split='official')
     assert load('upjo', folder, seed=1, split='paper').items.split.tolist()!=p.items.split.tolist()
 
 def test_patients(folder, tmp_path):

@@ -253,22 +253,22 @@ upjo_info = DataSet('upjo', 'Renal ultrasound of children with ureteropelvic jun
     channels=3, images=1850, masks=tuple(UPJO), attributes=tuple(UPJO),
     spacing='unknown: screenshots and frames of screen videos',
     licence='not public: the hospital keeps it',
-    citation="The A-PSPNet paper; frames of 17 outpatients of Beijing Children's Hospital, September 2019 to March 2020",
+    citation="Wen et al. A-PSPNet: A novel segmentation method of renal ultrasound image. IEEE SMC 2021; frames of 17 outpatients of Beijing Children's Hospital, September 2019 to March 2020",
     how_to_get="It cannot be had. For frames of your own: a folder upjo, in it a folder patient... for each patient, with pictures and, beside each, the JSON file that Labelme wrote (labels kidney and hydronephrosis or hydrops); elsewhere use from_labelme",
     notes='The paper dealt single frames of 17 patients to training and test: neighbouring frames of one video lie on both sides, and its scores say nothing about a new patient. Use the default, split="grouped".',
     paper='A-PSPNet: kidney and hydronephrosis outlined in 1,850 frames, letterboxed to 473x473 with grey borders, frames dealt 9:1 at random (split="paper": leaky).',
     signs=('patient*/*.json','patient*/*/*.json'))
 
 # %% ../../nbs/data/40_data.ultrasound.ipynb #a30ed06f
-_shares = dict(grouped=dict(train=.8, valid=.1, test=.1), paper=dict(train=.9, test=.1))
+_shares = dict(grouped=dict(train=.8, valid=.1, test=.1), patients=dict(train=.9, test=.1), paper=dict(train=.9, test=.1))
 
 # %% ../../nbs/data/40_data.ultrasound.ipynb #f99fce74
 @register_dataset(upjo_info)
 def upjo(
     root, # A folder with a folder for each patient
     report, # Told of what is wrong, as `report(file, problem, fix)`
-    split:str='grouped', # 'grouped' (by patient), 'paper' (single frames: leaky) or 'none'
-    fractions=None, # Shares by split name; default: 80/10/10 for 'grouped', 90/10 train and test for 'paper'
+    split:str='grouped', # 'grouped' or 'patients' (both by patient), 'paper' (single frames: leaky) or 'none'
+    fractions=None, # Shares by split name; default: 80/10/10 for 'grouped', 90/10 train and test for 'patients' and 'paper'
     labels=None, # As for `labelme_masks`; default: kidney and hydronephrosis (or hydrops)
     patient:str|None=None, # Regular expression for the patient in the path; default: the first folder
     unannotated:str='error', # A picture without a Labelme file: 'error', 'skip' or 'empty'
@@ -278,7 +278,7 @@ def upjo(
     "Kidney ultrasound outlined in Labelme, in the order of the paths"
     data = _labelme_data(upjo_info, Path(root), report, labels or UPJO, patient, unannotated, other)
     def deal(f): return lambda d: f(d, fractions or _shares[split], seed)
-    return deal_split(data, split, dict(grouped=deal(split_groups), paper=deal(random_split), none=None))
+    return deal_split(data, split, dict(grouped=deal(split_groups), patients=deal(split_groups), paper=deal(random_split), none=None))
 
 # %% ../../nbs/data/40_data.ultrasound.ipynb #7c7146bf
 def study_of(

@@ -9,7 +9,7 @@ __all__ = ['PAINT', 'STAGES', 'STRIDES', 'PAPER_CBAM', 'ARRANGEMENTS', 'NAMES', 
            'TABLE1', 'TABLE1_PATIENTS', 'TABLE3', 'TABLE3_PATIENTS', 'US', 'US_473', 'UNITS', 'LEAK', 'PHANTOM',
            'EXPERIMENTS', 'painted', 'resnet_maps', 'dilate', 'BatchNorm', 'PyramidPooling', 'PSPHead', 'SegNet',
            'deeplab_head', 'DANetHead', 'segmenter', 'n_weights', 'stage_table', 'mpa_printed', 'printed', 'rows',
-           'claims', 'outline', 'pooled_table', 'show_pooled', 'scoreboard', 'failures']
+           'claims', 'outline', 'pooled_table', 'show_pooled', 'scoreboard', 'two_columns', 'failures']
 
 # %% ../../nbs/papers/80_papers.apspnet.ipynb #e2f920ba
 import inspect
@@ -397,7 +397,7 @@ def _two(table, title, names, epochs):
     own = {k:rows()[k] for k in names}
     def one(name, what, split, smoke): return Experiment('apspnet', name, f'{title}, {what}', own, presets=dict(smoke=SMOKE.replace(split=smoke), paper=PAPER.replace(epochs=epochs, valid_fraction=.05, data_options=dict(split=split))),
         seeds=dict(smoke=(0,), paper=(0,1,2)), published=claims(names, table), note='Needs frames of the form of the paper, which are not public; the validation part, which the paper does not have, is whole patients out of the training part.')
-    return one(f'table-{table}', 'single frames dealt at random: leaky', 'paper', 'random'),one(f'table-{table}-patients', 'by patient', 'grouped', 'grouped')
+    return one(f'table-{table}', 'single frames dealt at random: leaky', 'paper', 'random'),one(f'table-{table}-patients', 'by patient', 'patients', 'grouped')
 
 TABLE1,TABLE1_PATIENTS = _two(1, 'Arrangements of the units (Table I)', list(ORDERS), 50)
 TABLE3,TABLE3_PATIENTS = _two(3, 'A-PSPNet and its rivals (Table III)', ['PSPNet','Deeplabv3','DANet','A-PSPNet'], 100)
@@ -512,6 +512,18 @@ def scoreboard(
         rs = [r for r in records if (r['row'],r['preset'])==(k,preset)]
         return dict(runs=len(rs), **{f'{n} here':ours(rs, m) for n,m in (('MIoU','miou'),('MPA','mpa'),('IoU of structures','iou'))}, **{f'{m} paper':theirs[m].get(k, '–') for m in ('MIoU','MPA')})
     return pd.DataFrame({k:one(k) for k in exp.rows}).T.rename_axis('network')
+
+# %% ../../nbs/papers/80_papers.apspnet.ipynb #c78dba4e
+def two_columns(
+    leaky:Experiment, # Single frames dealt at random
+    honest:Experiment, # The same rows, whole patients dealt
+    records:list, # Of both
+    preset:str='paper', # Which of them
+    split:str='test', # Which images
+)->pd.DataFrame: # One row a network: MIoU and MPA (percent, pooled), each with single frames, by patient, and as the paper printed it
+    "A table of the paper under its own split and under an honest one"
+    a,b = (scoreboard(o, [r for r in records if r['table']==o.table], preset, split) for o in (leaky, honest))
+    return pd.concat({m:pd.DataFrame({'single frames':a[f'{m} here'], 'by patient':b[f'{m} here'], 'paper, single frames':a[f'{m} paper']}) for m in ('MIoU','MPA')}, axis=1)
 
 # %% ../../nbs/papers/80_papers.apspnet.ipynb #eab8eae5
 def failures(
