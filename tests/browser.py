@@ -85,7 +85,11 @@ def run_all(d):
 
 def sees(driver, text):
     "Wait until the status line of a widget on the page says `text`"
+    from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException, TimeoutException
     from selenium.webdriver.support.ui import WebDriverWait
-    def said(): return next((o.text for o in driver.find_elements('css selector', '.jp-OutputArea-output [role=status]')), '')
+    gone = StaleElementReferenceException,NoSuchElementException # JupyterLab draws an output anew
+    def said():
+        try: return next((o.text for o in driver.find_elements('css selector', '.jp-OutputArea-output [role=status]')), '')
+        except gone: return ''
     try: WebDriverWait(driver, WAIT, poll_frequency=.2).until(lambda _: text in said())
-    except Exception: raise AssertionError(f'the page does not say {text!r} but {said()!r}') from None
+    except TimeoutException: raise AssertionError(f'the page does not say {text!r} but {said()!r}') from None

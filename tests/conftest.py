@@ -1,17 +1,33 @@
 "Where things are, for every test"
 import os, random, subprocess, zlib
 from pathlib import Path
+import matplotlib
 import numpy as np
 import pytest, torch
 from hypothesis import settings
+from hypothesis.internal.conjecture import providers
 
-settings.register_profile('same', derandomize=True, database=None)
-settings.register_profile('fuzz')
-settings.load_profile('fuzz' if os.environ.get('MEDATTN_FUZZ') else 'same')
+torch.set_num_threads(1) # the same last bits whatever runs beside
+FUZZ = bool(os.environ.get('MEDATTN_FUZZ'))
+settings.register_profile('same', derandomize=True, deadline=None, database=None)
+settings.register_profile('fuzz', deadline=None)
+settings.load_profile('fuzz' if FUZZ else 'same')
+if not FUZZ and hasattr(providers, '_get_local_constants'): providers._get_local_constants = lambda: providers._local_constants # else every number in the library changes every example
+
+@pytest.fixture(autouse=True, scope='session')
+def own_surroundings(tmp_path_factory):
+    "No settings, proxies or caches of the user, and nothing left in the home folder"
+    with pytest.MonkeyPatch.context() as m:
+        for k in ('MEDATTN_DATA','MEDATTN_DEBUG',*(k for k in os.environ if k.startswith('GIT_'))): m.delenv(k, raising=False)
+        for k in ('no_proxy','NO_PROXY'): m.setenv(k, 'localhost,127.0.0.1')
+        home = tmp_path_factory.mktemp('home')
+        m.setenv('MPLCONFIGDIR', matplotlib.get_cachedir()) # or each child draws up its own list of fonts
+        for k in ('XDG_CACHE_HOME','IPYTHONDIR'): m.setenv(k, str(home/k.lower()))
+        yield
 
 def pytest_runtest_setup(item):
     "Every test draws the same numbers wherever and in whatever order it runs; MEDATTN_FUZZ=1 looks for new ones"
-    if os.environ.get('MEDATTN_FUZZ'): return
+    if FUZZ: return
     s = zlib.crc32(item.nodeid.encode())
     random.seed(s); np.random.seed(s); torch.manual_seed(s)
 
@@ -27,10 +43,11 @@ def modules():
 
 def tracked():
     "The files under version control; outside a git clone, every file that would be"
-    r = subprocess.run(['git','ls-files','-z'], cwd=ROOT, capture_output=True, text=True)
-    if r.returncode==0: return [ROOT/o for o in r.stdout.split('\0') if o and (ROOT/o).exists()]
+    try: r = subprocess.run(['git','ls-files','-z'], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError: r = None
+    if r and r.returncode==0 and r.stdout: return [ROOT/o for o in r.stdout.split('\0') if o and (ROOT/o).exists()]
     skip = '.venv','.git','.pytest_cache','.hypothesis','.ipynb_checkpoints','__pycache__','_docs','_proc','build','dist','runs','report.html'
-    return [p for p in ROOT.rglob('*') if p.is_file() and not any(o in skip or o.endswith('.egg-info') for o in p.relative_to(ROOT).parts)]
+    return [p for p in sorted(ROOT.rglob('*')) if p.is_file() and not any(o in skip or o.endswith('.egg-info') for o in p.relative_to(ROOT).parts)]
 
 SHARED = ROOT.parent/'shared'/'data'
 REAL = Path(os.environ.get('MEDATTN_DATA', SHARED))

@@ -14,10 +14,6 @@ from medattn_nb.core import ArgumentError
 from medattn_nb.lab import cli
 from medattn_nb.lab.complexity import *
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
-
 # MACs and activations (fvcore 0.1.5.post20221221), MACs (ptflops 0.6.7) and parameters of torchvision 0.29 networks without weights, as these tools gave them
 # on 2026-11-21 with torch 2.15 in an environment of their own; the networks run on one image of the given side
 TOOLS = {('resnet18',224):(1819065856, 2484712, 1822177768, 11689512),

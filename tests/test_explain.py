@@ -13,10 +13,6 @@ from medattn_nb.backbones import resnet18
 from medattn_nb.core import ArgumentError
 from medattn_nb.lab.explain import *
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
-
 def images(b=3, c=3, h=64, w=64, seed=0): return torch.randn(b, c, h, w, generator=torch.Generator().manual_seed(seed))
 
 class Small(nn.Module):

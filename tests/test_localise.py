@@ -19,10 +19,6 @@ from medattn_nb.metrics import roc_auc
 LOOK = dict(n=60, size=32, contrast=2., lesion_size=.5, fractions=(.5,.2,.3))
 RECIPE = Recipe(data='phantom-texture', data_options=LOOK, size=32, channels=1, epochs=1, batch_size=16)
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
-
 @pytest.fixture(scope='module')
 def train(): return RECIPE.load()
 

@@ -545,6 +545,7 @@ def sh(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('MEDATTN_DATA', raising=False)
     made().save('p.pth')
+    made().predict_image(blob()); capfd.readouterr() # torch may speak once, at the first convolution of a process
     def f(*argv):
         code = main(['predict', *argv])
         return (code, *capfd.readouterr())

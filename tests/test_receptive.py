@@ -13,10 +13,6 @@ from medattn_nb.backbones import resnet18,shufflenetv2
 from medattn_nb.core import ArgumentError,ShapeError
 from medattn_nb.lab.receptive import *
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
-
 def conv(ni=2, no=2, k=3, s=1, d=1, **kw): return nn.Conv2d(ni, no, k, s, d*(k//2), d, **kw)
 
 def formula(layers):

@@ -1,5 +1,5 @@
 """The site, as far as it can be checked without Quarto: navigation, links, anchors, images, alt text, the README"""
-import posixpath, re, shutil
+import json, os, posixpath, re, shutil, subprocess, sys
 from pathlib import Path
 from urllib.parse import unquote
 import pytest, yaml
@@ -123,16 +123,16 @@ def test_front_matter(path):
     fm = nb_frontmatter(read_nb(path))
     assert fm.get('title') and len(fm.get('description','').split())>3
 
-def test_nbdev_makes_a_page(tmp_path, monkeypatch):
+def test_nbdev_makes_a_page(tmp_path):
     "One notebook through nbdev's own processors, as `make docs` does it: documentation in, plumbing out"
     for o in ('pyproject.toml','nbs/blocks/00_core.ipynb'):
         (tmp_path/o).parent.mkdir(parents=True, exist_ok=True); shutil.copyfile(ROOT/o, tmp_path/o)
     shutil.copytree(ROOT/'medattn_nb', tmp_path/'medattn_nb', ignore=shutil.ignore_patterns('__pycache__'))
-    monkeypatch.chdir(tmp_path); monkeypatch.setenv('IN_TEST','1')
-    from nbdev.processors import FilterDefaults
-    nb = read_nb(tmp_path/'nbs/blocks/00_core.ipynb')
-    FilterDefaults()(nb)
-    front,all_ = nb.cells[0].source, '\n'.join(c.source for c in nb.cells if c.source)
+    page = "import json; from fastcore.nbio import read_nb; from nbdev.processors import FilterDefaults; nb = read_nb('nbs/blocks/00_core.ipynb'); FilterDefaults()(nb); print(json.dumps([c.source for c in nb.cells if c.source]))"
+    r = subprocess.run([sys.executable,'-c',page], cwd=tmp_path, env={**os.environ, 'IN_TEST':'1'}, capture_output=True, text=True) # a process of its own: it starts an IPython shell
+    assert r.returncode==0, r.stderr
+    cells = json.loads(r.stdout.splitlines()[-1])
+    front,all_ = cells[0],'\n'.join(cells)
     assert 'title: core' in front and 'output-file: core.html' in front
     assert 'show_doc(seed_everything)' in all_ and 'nbdev_export()' not in all_ and 'default_exp' not in all_
 

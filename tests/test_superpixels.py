@@ -13,7 +13,6 @@ from medattn_nb.core import ArgumentError, DataError, MissingPackage, ShapeError
 from medattn_nb.superpixels import (SuperpixelCache, read_superpixels, relabel, resize_labels, slic, slic_backends, superpixel_ceiling,
                                     superpixel_counts, superpixel_pool, superpixel_unpool, write_superpixels)
 
-torch.set_num_threads(1)
 @pytest.fixture(params=['fast','skimage'])
 def backend(request):
     if request.param not in slic_backends(): pytest.skip('fast-slic is not installed; `make fast-slic` builds it')

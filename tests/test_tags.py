@@ -40,9 +40,6 @@ def networks():
     yield
     for k in ('by-region','plain-tags'): del backbones._backbones[k]
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch): monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
-
 # --- recipes ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('kw,match', [(dict(superpixels=-1), 'whole number'), (dict(superpixels=2.5), 'whole number'), (dict(superpixel_options=dict(zero=True)), 'how many'), (dict(task='classify'), "belongs to task='tag'"),
     (dict(tags=('globules','globules')), 'once'), (dict(size=(32,48)), 'one number'), (dict(masks='lesion'), "belongs to task='segment'")])

@@ -173,10 +173,10 @@ def half_order(
     rule:str='sanet', # As in `shuffle_order`
     k:float|None=None, # As in `shuffle_order`
     device=None, # Where the order is drawn
-)->Tensor: # `(batch,n*n)`: the identity for at least half of the images, chosen at random
-    "Orders for a batch of which half, rounded down, are shuffled"
+)->Tensor: # `(batch,n*n)`: the identity for half of the images, chosen at random
+    "Orders for a batch of which half are shuffled; of an odd number the larger or the smaller half, by chance"
     order = shuffle_order(batch, n, rule, k, device)
-    on = torch.rand(batch, device=device).argsort().argsort()<batch//2
+    on = torch.rand(batch, device=device).argsort().argsort()<batch//2+(batch%2 and torch.rand((), device=device)<.5)
     return torch.where(on[:,None], order, torch.arange(n*n, device=device))
 
 # %% ../../nbs/data/27_data.regionshuffle.ipynb #42164906
