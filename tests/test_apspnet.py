@@ -435,4 +435,4 @@ def test_committed_runs_are_complete(table, n):
     want,have = (sorted((k,r.seed,r.fold,r.hash) for k,r in o) for o in (exp.recipes('laptop'),made))
     assert len(want)==n and have==want
     assert len({r['data']['fingerprint'] for r in found})==1 and {r['data']['synthetic'] for r in found}=={table.startswith('leak-phantom')}
-    assert not any(r['environment']['git']['dirty'] for r in found)
+    assert all(r['environment']['git']['dirty'] is False for r in found)

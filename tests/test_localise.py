@@ -295,7 +295,7 @@ PH2 = Ledger(ROOT/'results').records('selfattention', 'skin-localisation')
 
 @pytest.mark.parametrize('r', PH2, ids=lambda r: f"{r['row']}-{r['seed']}")
 def test_committed_record_can_be_recomputed(r):
-    assert Recipe.from_dict(r['recipe']).hash==r['recipe_hash'] and not r['environment']['git']['dirty'] and not r['data']['synthetic']
+    assert Recipe.from_dict(r['recipe']).hash==r['recipe_hash'] and r['environment']['git']['dirty'] is False and not r['data']['synthetic']
     base = r['scores']['ph2-dermoscopy']
     assert len(base['file'])==200==sum(r['data']['counts'][''].values()) and roc_auc(base['label'], base['score'])==pytest.approx(r['metrics']['ph2-dermoscopy']['auc'])
     for k in (o for o in r['scores'] if '@' in o):

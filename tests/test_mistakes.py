@@ -383,7 +383,7 @@ def test_committed_runs_are_complete(table, n):
     want = sorted((k,r.seed,r.hash) for k,r in exp.recipes('laptop'))
     assert len(want)==n and sorted((r['row'],r['seed'],Recipe.from_dict(r['recipe']).hash) for r in found)==want
     assert len({(r['data']['fingerprint'],r['data']['split_fingerprint']) for r in found})==1 and {r['data']['synthetic'] for r in found}=={table!='lgg'}
-    assert not any(r['environment']['git']['dirty'] for r in found)
+    assert all(r['environment']['git']['dirty'] is False for r in found)
 
 @pytest.mark.parametrize('table,rows', [('lgg-fields',FIELD_ROWS), *((f'lgg-attacked{o}',('Unet','FPA','RFNA')) for o in ('','-clamped'))])
 def test_what_was_measured_afterwards_is_complete(table, rows):
@@ -391,4 +391,4 @@ def test_what_was_measured_afterwards_is_complete(table, rows):
     runs = {(r['row'],r['seed']):r for r in HERE.records('mistakes', 'lgg')}
     found = HERE.records('mistakes', table)
     assert sorted((r['row'],r['seed']) for r in found)==sorted((k,s) for k in rows for s in range(3))
-    assert all(r['recipe_hash']==runs[r['row'],r['seed']]['recipe_hash'] and not r['environment']['git']['dirty'] for r in found)
+    assert all(r['recipe_hash']==runs[r['row'],r['seed']]['recipe_hash'] and r['environment']['git']['dirty'] is False for r in found)

@@ -142,7 +142,7 @@ def test_a_run_of_several_classes(tmp_path):
 def test_records_are_what_the_experiments_say(r):
     "Each committed record was made by the recipe of its row, on clean code, and its metrics follow from its scores"
     exp = EXPERIMENTS[r['table']]
-    assert r['recipe_hash']==dict(exp.recipes(r['preset'], (r['seed'],)))[r['row']].hash and not r['environment']['git']['dirty'] and r['data']['synthetic']==r['table'].startswith('pair-')
+    assert r['recipe_hash']==dict(exp.recipes(r['preset'], (r['seed'],)))[r['row']].hash and r['environment']['git']['dirty'] is False and r['data']['synthetic']==r['table'].startswith('pair-')
     for s,m in r['metrics'].items():
         y,p = np.array(r['scores'][s]['label']),np.array(r['scores'][s]['score'])
         assert m['accuracy']==pytest.approx(((p.argmax(1) if p.ndim==2 else p>=.5)==y).mean()) and (p.ndim==1 or np.allclose(p.sum(1), 1, atol=1e-4))

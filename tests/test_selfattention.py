@@ -90,7 +90,7 @@ def test_every_record_belongs_to_a_row():
 def test_record_can_be_recomputed(r):
     assert Recipe.from_dict(r['recipe']).hash==r['recipe_hash']
     assert len(r['history'])==r['recipe']['epochs'] and r['seconds']>0
-    assert re.fullmatch('[0-9a-f]{40}', r['environment']['git']['commit']) and not r['environment']['git']['dirty']
+    assert re.fullmatch('[0-9a-f]{40}', r['environment']['git']['commit']) and r['environment']['git']['dirty'] is False
     for split,s in r['scores'].items():
         n = sum(r['data']['counts'][split].values())
         assert len(s['file'])==len(s['label'])==len(s['score'])==len(s['group'])==n and len(set(s['file']))==n
