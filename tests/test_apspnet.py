@@ -426,7 +426,7 @@ def test_runs_on_the_phantom(tmp_path):
     assert found.shape==data.masks(0).shape and found.dtype==bool and not (found[0]&found[1]).any()
 
 HERE = Ledger(Path(__file__).parents[1]/'results')
-@pytest.mark.parametrize('table,n', [*((f'leak-{k}',10) for k in UNITS), *((o.table,6) for o in PHANTOM.values())])
+@pytest.mark.parametrize('table,n', [*((f'leak-{k}',10) for k in UNITS), *((o.table,6) for o in PHANTOM.values()), ('us',24)])
 def test_committed_runs_are_complete(table, n):
     "Every row with every seed and fold of the laptop preset, one record each, on the same images"
     exp = EXPERIMENTS[table]
