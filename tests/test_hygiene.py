@@ -5,7 +5,7 @@ import ast, base64, copy, hashlib, io, json, shutil, tokenize
 from pathlib import Path
 import pytest
 from conftest import ROOT, modules, name, notebooks, tracked
-import check, rules
+import cells, check, rules
 
 def load(p): return json.loads(Path(p).read_text(encoding='utf-8'))
 def short(p): return f'{p.parent.name}/{p.stem}'
@@ -113,6 +113,16 @@ def test_check_finds_what_is_out_of_step(tmp_path):
     (tmp_path/'medattn_nb/orphan.py').write_text('x = 1\n')
     bad = '\n'.join(check.out_of_step(tmp_path))
     for o in ('core.py is not what its notebook exports', 'orphan.py is exported by no notebook', '00_core.ipynb is not clean'): assert o in bad
+
+# --- tools/cells.py --------------------------------------------------------------------------------------
+def test_every_notebook_runs_in_a_process_of_its_own(tmp_path, capsys):
+    pages = []
+    for n,last in (('a','builtins.left = 1'), ('b','1/0'), ('c','assert not hasattr(builtins, "left")')):
+        pages.append(tmp_path/f'{n}.ipynb'); pages[-1].write_text(json.dumps(book(py('import builtins'), py(last))))
+    assert cells.main(pages)==1
+    said = capsys.readouterr().out
+    assert [o[:6].strip() for o in said.splitlines() if o.endswith('.ipynb') and ' s  ' in o]==['ok','FAILED','ok'] and 'ZeroDivisionError' in said
+    assert cells.main(pages[::2])==0
 
 # --- modules -------------------------------------------------------------------------------------------
 def dotted(p):

@@ -110,7 +110,7 @@ def test_build_pins():
 # --- imports are declared ------------------------------------------------------------------------------
 DIST = dict(PIL='pillow', skimage='scikit-image', sklearn='scikit-learn', pytorch_grad_cam='grad-cam', yaml='pyyaml', fast_slic='fast-slic', cv2='opencv-python-headless', IPython='jupyterlab')
 STDLIB = sys.stdlib_module_names | {'tomllib'}   # in the library since 3.11, imported in a try
-OURS = {'medattn_nb','conftest','rules','check','install','readme','setup'} | {p.stem for p in (ROOT/'tests').glob('*.py')}
+OURS = {'medattn_nb','conftest','rules','cells','check','install','readme','setup'} | {p.stem for p in (ROOT/'tests').glob('*.py')}
 
 def third_party(body, lazy=True):
     "The distributions imported in a list of statements; without `lazy`, only when they are executed at import"
