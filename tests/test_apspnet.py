@@ -1,10 +1,11 @@
 "A-PSPNet: sizes, shapes, gaps, weights and rivals of its networks, its measures against loops, its tables as data"
-import copy, pickle
+import copy, csv, pickle, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pytest, torch, torchvision
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score
+from PIL import Image
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 from medattn_nb.attention import attention_modules, collect_maps, open_gates
@@ -13,6 +14,7 @@ from medattn_nb.core import ArgumentError, ShapeError, local_seed
 from medattn_nb.data import datasets
 from medattn_nb.lab.experiments import run_experiment
 from medattn_nb.lab.ledger import Ledger
+from medattn_nb.lab.predict import Predictor
 from medattn_nb.lab.report import pick_records
 from medattn_nb.lab.segmentation import segment_values
 from medattn_nb.lab.training import MaskLoss, Recipe, fit, predict
@@ -424,6 +426,20 @@ def test_runs_on_the_phantom(tmp_path):
     data = recipe.load()
     found = outline(load_trained(recipe, tmp_path/'ck', data, device='cpu'), recipe, data, 0)
     assert found.shape==data.masks(0).shape and found.dtype==bool and not (found[0]&found[1]).any()
+
+def test_the_command_predicts_from_its_file(tmp_path):
+    "A file of the network, read by a process that has not seen this module: masks at the size of the picture, and their areas"
+    r = PAPER.replace(data='phantom-renal', data_options=dict(n=24, size=32, frames=4), size=64, weights=None, model='apspnet', attention_options=dict(encoder='resnet10'))
+    data = r.load(); p = Predictor.of(r.learner(data, device='cpu'), r, data); p.save(tmp_path/'net.pth')
+    im = np.random.default_rng(0).integers(0, 256, (50,90), dtype=np.uint8); (tmp_path/'in').mkdir(); Image.fromarray(im).save(tmp_path/'in/a.png')
+    done = subprocess.run([sys.executable,'-c','import sys; from medattn_nb.lab.cli import main; sys.exit(main())','predict','net.pth','in','--out','out','--device','cpu'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode==0, done.stderr
+    with open(tmp_path/'out/predictions.csv', encoding='utf-8-sig', newline='') as f: row, = csv.DictReader(f)
+    want = p.predict_image(im).masks
+    for k,m in zip(('kidney','hydronephrosis'), want):
+        got = np.array(Image.open(tmp_path/'out'/row[f'mask:{k}']))>0
+        assert got.shape==im.shape and (got==m).all() and int(row[f'{k}_pixels'])==m.sum()
+    assert want.any()
 
 HERE = Ledger(Path(__file__).parents[1]/'results')
 @pytest.mark.parametrize('table,n', [*((f'leak-{k}',10) for k in UNITS), *((o.table,6) for o in PHANTOM.values()), ('us',24)])

@@ -317,6 +317,9 @@ def test_attribute_table_and_failures():
     t = attribute_table(rs, ['ResUNet','a','c'])
     assert t.runs.tolist()==[1,1,0] and t.paper['ResUNet']==29.3 and t['streaks']['c']=='–' and t.paper['a']=='–'
     assert attribute_table([], ['ResUNet']).runs.tolist()==[0]
+    for m,k,avg in (('iou','Jaccard',37.4),('dice','Dice',53.1)):
+        t = attribute_table(rs, ['ResUNet'], m, table4=True); last = t.loc['SANet, printed']
+        assert list(t.index)==['ResUNet','SANet, printed'] and last.paper==avg and last["paper's average"]=='–' and all(last[o]==printed(4).loc['SANet',(k,o)] for o in (*ATTRIBUTES,'macro','micro'))
     f = failures([record('a', 0, 0, 0, 0)], ['a'])
     s = record('a', 0, 0, 0, 0)['scores']['test']['masks']['streaks']
     tp,fp,fn = (np.array(s[k]) for k in ('tp','fp','fn'))
