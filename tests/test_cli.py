@@ -55,11 +55,10 @@ def test_help_imports_nothing_heavy():
 
 def test_help_is_fast(tmp_path):
     "Processor time, which a busy machine does not stretch"
-    import resource
-    t = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert process('--help', tmp_path).wait(60)==0
-    u = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert u.ru_utime+u.ru_stime-t.ru_utime-t.ru_stime<1
+    pytest.importorskip('resource')
+    p = process('--help', tmp_path); p.stdout.read()
+    _,status,used = os.wait4(p.pid, 0); p.returncode = os.waitstatus_to_exitcode(status)
+    assert p.returncode==0 and used.ru_utime+used.ru_stime<1.5
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_command_has_purpose_and_example(sh, command):
@@ -166,7 +165,8 @@ def test_a_changed_record_takes_one_line(sh, tmp_path):
 
 def test_stopped_and_resumed(toys, tmp_path):
     "Ctrl-C while the first run trains, then the very command that was printed"
-    p = process('run toy/a --preset smoke --seeds 0 --set epochs=12', tmp_path, toys, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    main = 'import signal,sys; signal.signal(signal.SIGINT, signal.default_int_handler); from medattn_nb.lab.cli import main; sys.exit(main())' # where it was ignored, as in a job of a shell
+    p = subprocess.Popen([sys.executable,'-c',main,*'run toy/a --preset smoke --seeds 0 --set epochs=30'.split()], cwd=tmp_path, env=env(toys), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic()+300
     while not list(tmp_path.glob('runs/checkpoints/*.pth')) and p.poll() is None and time.monotonic()<until: time.sleep(.02)
     p.send_signal(signal.SIGINT)
@@ -178,7 +178,7 @@ def test_stopped_and_resumed(toys, tmp_path):
     assert r.returncode==0, r.stderr
     assert 'resumed after epoch' in r.stdout and 'baseline' in r.stdout
     recs = [json.loads(o.read_text()) for o in tmp_path.glob('runs/results/toy/a/*.json')]
-    assert sorted(o['row'] for o in recs)==['SE','plain'] and all(len(o['history'])==12 for o in recs)
+    assert sorted(o['row'] for o in recs)==['SE','plain'] and all(len(o['history'])==30 for o in recs)
 
 def test_the_line_for_ctrl_c_is_the_command(sh, monkeypatch):
     def stop(a): raise KeyboardInterrupt
@@ -302,10 +302,15 @@ def test_doctor_says_when_the_import_fails(sh, monkeypatch):
     assert code==1 and 'Problem: ImportError: libcudart.so' in out
 
 # --- demo ----------------------------------------------------------------------------------------------
+def test_the_demo_is_what_the_readme_says():
+    "Six small networks, twice each, on synthetic images"
+    exp,a = cli._find('selfattention/phantom')[0],cli._parser().parse_args(['demo'])
+    assert len(exp.rows)==6 and len(exp.recipes(a.preset, a.seeds))==12 and exp.presets[a.preset].load().info.synthetic
+
 def test_demo(sh, tmp_path, monkeypatch):
     "The demo's own steps, on the toy table and without drawing the report"
     exp, = cli._find('toy/b')
-    monkeypatch.setattr(cli, '_find', lambda name: [exp])
+    monkeypatch.setattr(cli, '_find', lambda name: {'selfattention/phantom':[exp]}[name])
     monkeypatch.setattr(cli, '_report', lambda exp, records, a, path, checkpoints: print(f'Report: {path}'))
     code,out,err = sh('demo --seeds 0')
     assert code==0 and out.count('trained')==2 and out.splitlines()[-1]=='Report: report.html' and list(tmp_path.glob('runs/demo/checkpoints/*.pth'))

@@ -190,9 +190,21 @@ def test_manifest_arguments(six):
     with pytest.raises(ArgumentError, match='choose a column'): from_manifest(six, rows={'colour':1})
     with pytest.raises(DataError, match='at least one image'): from_manifest(six, rows={'patient':'nobody'}, classes=())
 
+def test_a_taken_name_is_refused_and_a_loader_may_come_again(monkeypatch):
+    from medattn_nb.data import datasets as D
+    monkeypatch.setattr(D, '_registry', D._discover().copy())
+    info = D._registry['ph2-dermoscopy'][0]
+    with pytest.raises(ArgumentError, match='is taken by ph2; choose another name'):
+        @D.register_dataset(info)
+        def mine(root, report): pass
+    assert D._registry['ph2-dermoscopy'][1].__module__=='medattn_nb.data.skin'
+    def ph2(root, report): pass
+    ph2.__qualname__ = 'ph2'; D.register_dataset(info)(ph2) # as when a cell is run again
+    assert D._registry['ph2-dermoscopy'][1] is ph2
+
 def test_manifest_that_is_none(tmp_path):
     with pytest.raises(DataError, match='no manifest of this name'): from_manifest(tmp_path)
-    for text,says in (('a;b\n1;2\n','needs a column file'), ('file\nx.png\n','needs a column file, and a column label'), ('','no comma-separated table'), ('file,label\n"x\n','at least one image|no comma-separated|no label|no file')):
+    for text,says in (('a;b\n1;2\n','needs a column file'), ('file\nx.png\n','needs a column file, and a column label'), ('','no comma-separated table'), ('file,label\n"x\n','no comma-separated table')):
         (tmp_path/'manifest.csv').write_text(text)
         with pytest.raises(DataError, match=says): from_manifest(tmp_path)
     (tmp_path/'manifest.csv').write_bytes(b'file,label\n\xff\xfe,1\n')

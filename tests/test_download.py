@@ -1,5 +1,5 @@
 "A download is whole and checked or not there at all: bad lines, bad servers, bad archives, a killed process"
-import hashlib, io, os, shutil, signal, stat, struct, subprocess, sys, tarfile, threading, time, zipfile
+import hashlib, io, os, shutil, signal, stat, struct, subprocess, sys, tarfile, threading, time, types, zipfile
 from collections import namedtuple
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -179,7 +179,7 @@ def test_no_server(tmp_path):
 
 def test_waits_longer_and_longer(web, tmp_path, monkeypatch):
     naps = []
-    monkeypatch.setattr(D.time, 'sleep', naps.append)
+    monkeypatch.setattr(D, 'time', types.SimpleNamespace(sleep=naps.append)) # the server's threads keep theirs
     web.acts['/f'] = code(503)
     with pytest.raises(DataError): fetch(remote(web), tmp_path, tries=9, wait=1)
     assert naps==[2,4,8,16,32,60,60,60]
@@ -476,7 +476,7 @@ def test_round_trip(tmp_path_factory, content, mode):
 # --- git -----------------------------------------------------------------------------------------------
 def test_trees_as_git_makes_them(tmp_path):
     if not shutil.which('git'): pytest.skip('git is not here')
-    def git(*a): return subprocess.run(['git','-c','core.fileMode=true','-c','core.autocrlf=false',*a], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+    def git(*a): return subprocess.run(['git','-c','core.fileMode=true','-c','core.autocrlf=false',*a], cwd=tmp_path, env={**os.environ, 'GIT_CONFIG_GLOBAL':os.devnull, 'GIT_CONFIG_NOSYSTEM':'1'}, capture_output=True, text=True, check=True).stdout.strip()
     for k,v in {'a.b':b'1', 'a/x':b'2', 'a0':b'3', 'a/b/c.png':BODY, 'é':b'', 'run':b'#!'}.items():
         (tmp_path/k).parent.mkdir(parents=True, exist_ok=True); (tmp_path/k).write_bytes(v)
     (tmp_path/'run').chmod(0o755); os.symlink('a/x', tmp_path/'link'); (tmp_path/'empty/deep').mkdir(parents=True)

@@ -98,7 +98,7 @@ def wheel(tmp_path_factory):
     src = tmp/'src'; src.mkdir()
     for o in ('settings.ini','pyproject.toml','setup.py','README.md','LICENSE'): shutil.copyfile(ROOT/o, src/o)
     for o in ('medattn_nb','nbs','tests'): shutil.copytree(ROOT/o, src/o, ignore=shutil.ignore_patterns('__pycache__','*.png','runs'))
-    r = subprocess.run([sys.executable,'-m','pip','wheel','--quiet','--no-deps','--no-build-isolation','-w',str(tmp),str(src)], capture_output=True, text=True)
+    r = subprocess.run([sys.executable,'-m','pip','wheel','--quiet','--no-deps','--no-build-isolation','--no-index','--isolated','--disable-pip-version-check','-w',str(tmp),str(src)], env={**os.environ, 'PIP_CONFIG_FILE':os.devnull}, capture_output=True, text=True)
     assert r.returncode==0, r.stderr
     zipfile.ZipFile(next(tmp.glob('*.whl'))).extractall(tmp/'out')
     return tmp/'out'

@@ -132,9 +132,9 @@ def test_vessel():
 def test_speed():
     "Hundreds of images a second; the limit leaves room for a busy machine"
     d = phantom(n=100, size=128, seed=99)
-    t = time.perf_counter()
+    t = time.thread_time()
     for i in range(100): d.image(i)
-    assert time.perf_counter()-t<4
+    assert time.thread_time()-t<4
 
 NAMES = 'texture','renal','dermoscopy','brain','stroke','chest','fundus'
 

@@ -715,8 +715,10 @@ _registry = {}
 def register_dataset(
     info:DataSet, # The description
 ): # A decorator for the loader
-    "Register a loader: a function of `(root, report, **options)` that returns `Data` and tells `report(file, problem, fix)` what is wrong"
+    "Register a loader: a function of `(root, report, **options)` that returns `Data` and tells `report(file, problem, fix)` what is wrong; the same one again replaces it, another one under a taken name is an `ArgumentError`"
     def _f(fn):
+        old = _registry.get(info.name, (info,fn))[1]
+        if old.__qualname__!=fn.__qualname__: raise ArgumentError('name', info.name, f'is taken by {old.__qualname__}; choose another name')
         _registry[info.name] = info,fn
         return fn
     return _f
