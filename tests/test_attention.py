@@ -1,5 +1,6 @@
 """The attention modules outside their lessons: the common promises, symmetries, published counts, bad input, lean imports."""
-import os, shutil, subprocess, sys
+import importlib, os, shutil, subprocess, sys
+from pathlib import Path
 import pytest, torch
 from torch import nn
 from battery import Battery
@@ -232,3 +233,12 @@ def test_lean_import(what):
     code = f'import sys\n{what}\nassert "torch" in sys.modules\nprint([o for o in {heavy} if o in sys.modules])'
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.returncode==0 and r.stdout.strip()=='[]', r.stdout+r.stderr
+
+# --- every module --------------------------------------------------------------------------------------
+def test_every_registered_module_keeps_the_common_promises():
+    "CONTRIBUTING: one entry in a subclass of `Battery`"
+    files = [importlib.import_module(p.stem) for p in Path(__file__).parent.glob('test_attention*.py')]
+    kinds = {name for m in files for c in vars(m).values() if isinstance(c, type) and issubclass(c, Battery) for name,_ in c.KINDS.values()}
+    code = 'import medattn_nb.lab.experiments; from medattn_nb.attention import available; print(*available())'
+    known = subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout.split()
+    assert len(known)>10 and set(known)-{'constant'}<=kinds # which has nothing to learn

@@ -2,6 +2,7 @@
 import json, os, re, shlex, signal, subprocess, sys, time
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from medattn_nb.lab import cli
 from medattn_nb.lab.cli import main
@@ -344,3 +345,11 @@ EXPERIMENTS = {'m':Experiment('toymasks', 'm', 'A toy', {'ce':{}, 'dice':dict(lo
     code,out,err = sh('table toymasks/m --preset smoke --metric auc')
     assert code==2 and 'choose from iou' in err
     (toys/'papers/toymasks.py').unlink()
+
+@pytest.mark.parametrize('name', ['selfattention/skin','nonlocalattention/fundus','mistakes/lgg','apspnet/us'])
+def test_runs_that_came_with_the_project_are_shown(name, monkeypatch, capsys):
+    "README: `medattn table` in the clone"
+    monkeypatch.chdir(ROOT)
+    assert cli.main(['table',name,'--preset','laptop'])==0
+    out = capsys.readouterr().out
+    assert 'not run' not in out and 'runs' in out and len(out.splitlines())>4

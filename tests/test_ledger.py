@@ -116,3 +116,12 @@ def test_a_change_anywhere_in_the_library_is_dirty(tmp_path, monkeypatch):
     assert ledger._commit()['dirty'] is False
     (tmp_path/'pkg/losses.py').write_text('2')
     assert ledger._commit()['dirty'] is True
+
+def test_a_copy_that_is_not_under_git_has_no_commit(tmp_path, monkeypatch):
+    from medattn_nb.lab import ledger
+    none = dict(commit=None, dirty=None)
+    (tmp_path/'pkg/lab').mkdir(parents=True); (tmp_path/'pkg/lab/ledger.py').write_text('1')
+    monkeypatch.setattr(ledger, '_here', lambda: tmp_path/'pkg/lab/ledger.py')
+    assert ledger._commit()==none
+    monkeypatch.setenv('PATH', '')
+    assert ledger._commit()==none and ledger.environment()['git']==none

@@ -298,3 +298,30 @@ def test_weighted_average_precision_is_that_of_repeated_cases():
     want = [skm.average_precision_score(np.repeat(y, w.astype(int)), np.repeat(s, w.astype(int))) for w in W]
     np.testing.assert_allclose(_weighted_ap(y, s, W), want)
     assert np.isnan(_weighted_ap(y, s, np.zeros((1,60)))).all()
+
+# --- options that no other test gives ------------------------------------------------------------------
+@pytest.mark.parametrize('threshold', [.2,.5,.8])
+def test_rates_at_a_threshold_against_sklearn(threshold):
+    y,s = cases(5); p = 1/(1+np.exp(-s)); call = p>=threshold
+    assert tuple(confusion(y, p, threshold))==tuple(getattr(confusion(y, call.astype(float), .5), k) for k in confusion(y, p)._fields)
+    want = dict(accuracy=skm.accuracy_score(y, call), sensitivity=skm.recall_score(y, call), specificity=skm.recall_score(y, call, pos_label=0), precision=skm.precision_score(y, call), balanced_accuracy=skm.balanced_accuracy_score(y, call))
+    for f in (accuracy,sensitivity,specificity,precision,balanced_accuracy): assert f(y, p, threshold)==pytest.approx(want[f.__name__])
+    b = binary_metrics(y, p, threshold)
+    assert b['threshold']==threshold and {k:b[k] for k in want}==pytest.approx(want)
+
+@pytest.mark.parametrize('metric', METRICS)
+def test_levels_and_seeds_of_intervals(metric):
+    y,S = three(2, 3, 60)
+    lo,mid,hi = (mean_metric_ci(y, S, metric, level=o) for o in (.8,.95,.99))
+    assert hi.low<=mid.low<=lo.low<=lo.value<=lo.high<=mid.high<=hi.high and hi.low<lo.low
+    assert mean_metric_ci(y, S, metric, seed=1)==mean_metric_ci(y, S, metric, seed=1)!=mean_metric_ci(y, S, metric, seed=2)
+
+def test_patients_that_are_drawn_together_widen_the_interval():
+    "Every case four times, as four pictures of one patient: with groups the interval is that of the patients, without it is half as wide"
+    y,S = three(4, 2, 60); T = S+np.random.default_rng(0).normal(0, .8, S.shape)
+    yy,SS,TT,g = np.repeat(y, 4),np.repeat(S, 4, 1),np.repeat(T, 4, 1),np.repeat(np.arange(60), 4)
+    kw = dict(metric='accuracy', resample_runs=False)
+    def width(o): lo,hi = o.ci if hasattr(o, 'ci') else (o.low,o.high); return hi-lo
+    for f,few,many in ((mean_metric_ci,(y,S),(yy,SS)), (paired_metric_test,(y,S,T),(yy,SS,TT))):
+        apart,alone,together = f(*many, **kw),f(*few, **kw),f(*many, groups=g, **kw)
+        assert .7<width(together)/width(alone)<1.4 and .35<width(apart)/width(alone)<.7

@@ -214,3 +214,41 @@ def test_fpa_hd95_is_the_four_dimensional_erosion():
 def test_imports():
     mods = {(o.names[0].name if isinstance(o, ast.Import) else o.module or '').split('.')[0] for o in ast.walk(ast.parse(inspect.getsource(segmetrics))) if isinstance(o, (ast.Import,ast.ImportFrom))}
     assert mods<={'numpy','scipy','torch','core','metrics'}
+
+# --- options that no other test gives ------------------------------------------------------------------
+RATES = {'pixel_accuracy':lambda C,k: np.trace(C)/C.sum() if k==0 else None, 'mean_pixel_accuracy':lambda C,k: C[k,k]/C[k].sum(), 'mean_iou':lambda C,k: C[k,k]/(C[k].sum()+C[:,k].sum()-C[k,k]),
+         'fn_rate':lambda C,k: 1-C[k,k]/C[k].sum(), 'fp_rate':lambda C,k: (C[:,k].sum()-C[k,k])/(C.sum()-C[k].sum())}
+
+@pytest.mark.parametrize('name', RATES)
+@pytest.mark.parametrize('background', [True,False])
+def test_values_and_background_by_hand(name, background):
+    p,t = np.random.default_rng(3).integers(0, 3, (2,4,9,11))
+    C,f = confusion_counts(p, t, 3),globals()[name]
+    kw = {} if name=='pixel_accuracy' else dict(background=background)
+    ks = [0] if name=='pixel_accuracy' else range(0 if background else 1, 3)
+    want = np.array([[RATES[name](c, k) for k in ks] for c in C])
+    assert np.allclose(f(C, reduction='none', **kw), want) and np.isclose(f(C, **kw).value, want.mean())
+
+def test_missed_of_the_rates():
+    "A class in the prediction only has no pixel to be found; a class that fills the image leaves none to be alarmed"
+    o = np.zeros((1,4,4), int); sq = o.copy(); sq[0,1:3,1:3] = 1
+    only = confusion_counts(sq, o)
+    assert np.isnan(fn_rate(only).value) and fn_rate(only, missed=1.).value==1 and fp_rate(only).value==.25
+    full = confusion_counts(sq, o+1)
+    assert np.isnan(fp_rate(full).value) and fp_rate(full, missed=0.).value==0 and fn_rate(full).value==.75
+
+@pytest.mark.parametrize('how', ['max','pooled'])
+@pytest.mark.parametrize('connectivity', [1,2])
+def test_corners_and_percentiles_against_all_pairs(how, connectivity):
+    a,b = masks(5, 2, (20,23))
+    def rim(m): return np.argwhere(m&~ndi.binary_erosion(m, ndi.generate_binary_structure(2, connectivity)))
+    for x,y in zip(a, b):
+        D = np.sqrt(((rim(x)[:,None]-rim(y))**2).sum(2)); one,two = D.min(1),D.min(0)
+        want = max(np.percentile(one, 95), np.percentile(two, 95)) if how=='max' else np.percentile(np.r_[one,two], 95)
+        assert np.isclose(hd95(x[None], y[None], how, connectivity=connectivity).value, want)
+
+@pytest.mark.parametrize('how', ['max','pooled'])
+def test_missed_masks_cost_the_diagonal(how):
+    m = np.zeros((2,6,8), bool); m[1,2:4,2:4] = True; t = m.copy(); t[0,1,1] = True
+    s = hausdorff(m, t, 95, how, spacing=(2,3), missed='diagonal', reduction='none')
+    assert np.allclose(s, [np.hypot(5*2, 7*3),0])
