@@ -378,7 +378,7 @@ def test_tags_from_end_to_end(tmp_path):
     for metric in ('auc','ap'): assert list(compare(e, rs, 'smoke', metric=metric, boots=100).model)==list(names)
 
 # --- the committed runs --------------------------------------------------------------------------------
-@pytest.mark.parametrize('table,n', [('ph2',27)])
+@pytest.mark.parametrize('table,n', [('ph2',27),('phantom-losses',15),('printed',21)])
 def test_committed_runs_are_complete(table, n):
     "Every row with every seed of the laptop preset, one record each, on the same images"
     exp = EXPERIMENTS[table]
