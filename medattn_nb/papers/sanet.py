@@ -570,7 +570,7 @@ def tag_rows(
 # %% ../../nbs/papers/90_papers.sanet.ipynb #39c54cf8
 def _tagged(data, size, **kw): return _recipe(data, size, **(dict(task='tag', mode='multilabel', loss='ce', model='sanet-tags') | kw))
 ISIC2017 = Experiment('sanet', 'isic2017', 'Attributes of whole pictures of ISIC 2017', tag_rows(), seeds=dict(smoke=(0,), laptop=(0,1,2)), published={}, note='laptop: 64 x 64 pixels, 100 superpixels, 5 epochs, batches of 32, learning rate 0.001, from scratch; cross entropy; pictures whose attributes are not known are left out.',
-    presets=dict(smoke=_tagged('phantom-dermoscopy', 48, lr=2e-3, epochs=1, batch_size=8, data_options=dict(n=40, size=48, **SHOWN)), laptop=_tagged('isic2017-skin-lesion', 64, epochs=5, **(LAPTOP | dict(batch_size=32)))))
+    presets=dict(smoke=_tagged('phantom-dermoscopy', 48, lr=2e-3, epochs=1, batch_size=8, data_options=dict(n=40, size=48, **SHOWN)), laptop=_tagged('isic2017-skin-lesion', 64, epochs=5, **(LAPTOP | dict(batch_size=32, channels_last=True)))))
 
 # %% ../../nbs/papers/90_papers.sanet.ipynb #29dd3b47
 EXPERIMENTS = {o.table:o for o in (TABLE2,TABLE3,PHANTOM2,PHANTOM3,AS_PRINTED,PH2,IDRID,ISIC2017)}
