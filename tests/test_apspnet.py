@@ -1,6 +1,5 @@
 "A-PSPNet: sizes, shapes, gaps, weights and rivals of its networks, its measures against loops, its tables as data"
 import copy, csv, pickle, subprocess, sys
-from pathlib import Path
 import numpy as np
 import pytest, torch, torchvision
 import torch.nn.functional as F
@@ -13,9 +12,7 @@ from medattn_nb.backbones import create_backbone, load_weights
 from medattn_nb.core import ArgumentError, ShapeError, local_seed
 from medattn_nb.data import datasets
 from medattn_nb.lab.experiments import run_experiment
-from medattn_nb.lab.ledger import Ledger
 from medattn_nb.lab.predict import Predictor
-from medattn_nb.lab.report import pick_records
 from medattn_nb.lab.segmentation import segment_values
 from medattn_nb.lab.training import MaskLoss, Recipe, fit, predict
 from medattn_nb.losses import create as create_loss
@@ -440,15 +437,3 @@ def test_the_command_predicts_from_its_file(tmp_path):
         got = np.array(Image.open(tmp_path/'out'/row[f'mask:{k}']))>0
         assert got.shape==im.shape and (got==m).all() and int(row[f'{k}_pixels'])==m.sum()
     assert want.any()
-
-HERE = Ledger(Path(__file__).parents[1]/'results')
-@pytest.mark.parametrize('table,n', [*((f'leak-{k}',10) for k in UNITS), *((o.table,6) for o in PHANTOM.values()), ('us',24)])
-def test_committed_runs_are_complete(table, n):
-    "Every row with every seed and fold of the laptop preset, one record each, on the same images"
-    exp = EXPERIMENTS[table]
-    found = pick_records(exp, HERE.records('apspnet', table), 'laptop')
-    made = [(r['row'],Recipe.from_dict(r['recipe'])) for r in found]
-    want,have = (sorted((k,r.seed,r.fold,r.hash) for k,r in o) for o in (exp.recipes('laptop'),made))
-    assert len(want)==n and have==want
-    assert len({r['data']['fingerprint'] for r in found})==1 and {r['data']['synthetic'] for r in found}=={table.startswith('leak-phantom')}
-    assert all(r['environment']['git']['dirty'] is False for r in found)

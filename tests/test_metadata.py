@@ -1,5 +1,5 @@
 "settings.ini is the home of the metadata: whatever says the same elsewhere says the same, and what is imported is declared"
-import ast, re, shutil, subprocess, sys, types
+import ast, importlib.metadata, re, shutil, subprocess, sys, types
 from configparser import ConfigParser
 import pytest, yaml
 from packaging.requirements import Requirement
@@ -106,6 +106,11 @@ def test_build_pins():
         r = Requirement(o)
         assert norm(r.name)=='numpy' or str(r.specifier).startswith('=='), f'{o} is not pinned'
     assert re.fullmatch(r'\d+\.\d+\.\d+', install.UV)
+
+@pytest.mark.parametrize('r', [r for r in ALL if norm(r.name)!='fast-slic' and (r.marker is None or r.marker.evaluate())], ids=str)
+def test_what_is_declared_is_installed(r):
+    "`make install` brings it: else a package that fails to install would only turn tests into skips (fast-slic needs a compiler, and may)"
+    assert r.specifier.contains(importlib.metadata.version(r.name), prereleases=True)
 
 # --- imports are declared ------------------------------------------------------------------------------
 DIST = dict(PIL='pillow', skimage='scikit-image', sklearn='scikit-learn', pytorch_grad_cam='grad-cam', yaml='pyyaml', fast_slic='fast-slic', cv2='opencv-python-headless', IPython='jupyterlab')

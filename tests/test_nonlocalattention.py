@@ -1,17 +1,14 @@
 "The non-local paper: its networks, its printed tables, its experiments, and the records that its page shows"
 import dataclasses
 import numpy as np
-import pandas as pd
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from medattn_nb.attention import NAM, attention_modules
+from medattn_nb.attention import NAM
 from medattn_nb.backbones import create_backbone, encoder_maps
 from medattn_nb.core import ArgumentError, ShapeError
 from medattn_nb.data import datasets
 from medattn_nb.lab.experiments import compare, run_recipe
 from medattn_nb.lab.ledger import Ledger
-from medattn_nb.lab.report import pick_records
-from medattn_nb.lab.training import Recipe
 from medattn_nb.papers.nonlocalattention import *
 from conftest import ROOT
 
@@ -148,16 +145,6 @@ def as_the_experiment_says(r, exp):
     for s,m in r['metrics'].items():
         y,p = np.array(r['scores'][s]['label']),np.array(r['scores'][s]['score'])
         assert m['accuracy']==pytest.approx(((p.argmax(1) if p.ndim==2 else p>=.5)==y).mean()) and (p.ndim==1 or np.allclose(p.sum(1), 1, atol=1e-4))
-
-# --- the committed runs --------------------------------------------------------------------------------
-@pytest.mark.parametrize('table,n', [('xray',57),('fundus',57),('pair-13',24),('pair-29',24),('pair-45',24)])
-def test_committed_runs_are_complete(table, n):
-    "Every row with every seed of the laptop preset, one record each, all on the same images"
-    exp = EXPERIMENTS[table]
-    found = pick_records(exp, LEDGER.records(exp.paper, table), 'laptop')
-    want = sorted((k,r.seed,r.hash) for k,r in exp.recipes('laptop'))
-    assert len(want)==n and sorted((r['row'],r['seed'],Recipe.from_dict(r['recipe']).hash) for r in found)==want
-    assert len({(r['data']['fingerprint'],r['data']['split_fingerprint']) for r in found})==1 and {r['data']['synthetic'] for r in found}=={table.startswith('pair-')}
 
 def test_localisation_is_complete():
     rs = LEDGER.records('nonlocalattention', 'fundus-localisation')
