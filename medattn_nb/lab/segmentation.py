@@ -311,16 +311,16 @@ def overlay_figure(
     pred, # Predicted masks (H,W), one each
     titles=None, # A title for each
     ncols:int=4, # Images in a row
-    size:float=1.7, # Width of one image in inches
+    size:float=1.7, # Width of one image in inches; below 1.7 the numbers take a line more
     alpha:float=.55, # Opacity of the colours
 )->Figure: # Pass it to `show_fig`
     "Images with found, missed and invented pixels, both outlines, and the numbers of each"
     n = len(images)
     if not n==len(truth)==len(pred): raise ArgumentError('pred', f'{len(pred)} of them', f'give a true and a predicted mask for each of the {n} images')
-    nc = min(ncols, n); nr = -(-n//nc)
-    fig = Figure(figsize=(max(nc*size, 4.6), nr*(size+.55)+.3), layout='constrained')
+    nc = min(ncols, n); nr = -(-n//nc); small = size<1.7
+    fig = Figure(figsize=(max(nc*size, 4.6), nr*(size+.55+.15*small)+.3), layout='constrained')
     axs = fig.subplots(nr, nc, squeeze=False).flat
-    for ax,im,t,p,title in zip(axs, images, truth, pred, titles or ['']*n): _overlay(ax, _image(im), *(np.asarray(o, bool) for o in (t,p)), title, alpha)
+    for ax,im,t,p,title in zip(axs, images, truth, pred, titles or ['']*n): _overlay(ax, _image(im), *(np.asarray(o, bool) for o in (t,p)), title, alpha, '\n' if small else ', ')
     for ax in list(axs): ax.axis('off')
     fig.legend(handles=[Patch(color=c, alpha=alpha, label=k) for k,c in _marks.items()]+[Line2D([], [], color='.75', lw=1.6, label='true outline'),Line2D([], [], color='k', ls='--', lw=1.2, label='predicted outline')],
         loc='outside lower center', ncols=3, frameon=False, fontsize=8)
@@ -329,7 +329,7 @@ def overlay_figure(
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #3a24b33e
 _marks = dict(found=OKABE_ITO[6], missed=OKABE_ITO[0], invented=OKABE_ITO[3])
 
-def _overlay(ax, im, t, p, title, alpha):
+def _overlay(ax, im, t, p, title, alpha, sep):
     "One image with its masks"
     if t.shape!=p.shape or t.shape!=im.shape[:2]: raise ShapeError('pred', p, f'expected masks of the size of the image, {im.shape[:2]}')
     ax.imshow(im if im.ndim==2 else im.mean(2), cmap='gray')
@@ -339,14 +339,14 @@ def _overlay(ax, im, t, p, title, alpha):
     for m,kw in ((t, dict(colors='w', linewidths=1.3)),(p, dict(colors='k', linewidths=.9, linestyles='dashed'))):
         if m.any() and not m.all(): ax.contour(m.astype(float), [.5], **kw)
     ax.set(xticks=[], yticks=[], title=title)
-    ax.set_xlabel(_said(t, p), fontsize=8)
+    ax.set_xlabel(_said(t, p, sep), fontsize=8)
     ax.title.set_fontsize(9)
 
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #d658fcdc
-def _said(t, p):
+def _said(t, p, sep=', '):
     "IoU and shares of an image, in words"
     if not t.any(): return f'no truth, {p.sum()} pixels invented' if p.any() else 'nothing there, nothing found'
-    return f'IoU {(t&p).sum()/(t|p).sum():.2f}\nmissed {100*(t&~p).sum()/t.sum():.0f} %, invented {100*(p&~t).sum()/t.sum():.0f} %'
+    return f'IoU {(t&p).sum()/(t|p).sum():.2f}\nmissed {100*(t&~p).sum()/t.sum():.0f} %{sep}invented {100*(p&~t).sum()/t.sum():.0f} %'
 
 # %% ../../nbs/lab/15_lab.segmentation.ipynb #f98d1900
 def attacked(
