@@ -10,7 +10,7 @@ RUNS = { # paper -> table -> runs of the laptop preset
     'apspnet': {'us':24, 'leak-study':10, 'leak-fold':10, 'leak-frame':10, 'leak-phantom-patients':6, 'leak-phantom-frames':6},
     'mistakes': {'lgg':48, 'rim-4-50':21, 'rim-15-50':21, 'rim-50-50':21, 'rim-15-0':21, 'rim-15-100':21},
     'nonlocalattention': {'fundus':57, 'xray':57, 'pair-13':24, 'pair-29':24, 'pair-45':24},
-    'sanet': {'ph2':27, 'idrid':24, 'isic2017':24, 'phantom-losses':15, 'printed':21},
+    'sanet': {'phantom':48, 'ph2':27, 'idrid':24, 'isic2017':24, 'phantom-losses':15, 'printed':21},
     'selfattention': {'skin':27, 'chest':27, 'mri':27, 'mri-leakfree':27, 'ct':27, 'choices':21}}
 AFTERWARDS = {'mistakes/lgg-fields','mistakes/lgg-attacked','mistakes/lgg-attacked-clamped','nonlocalattention/fundus-localisation','selfattention/skin-localisation'} # Measured on trained networks
 
