@@ -190,7 +190,7 @@ def _task(table, title, data, smoke, laptop, paper, note):
     return Experiment('nonlocalattention', table, title, ROWS, presets=dict(smoke=smoke, laptop=laptop, paper=paper), seeds=dict(smoke=(0,), laptop=(0,1,2), paper=(0,1,2,3,4)), published=claims(data), note=note)
 
 FUNDUS = _task('fundus', 'Grade of diabetic retinopathy on photographs of the retina', 'MESSIDOR', _smoke('phantom-fundus'), _laptop('idrid-fundus', 96, 10), _paper('messidor', data_options=dict(errata=False)),
-    'laptop: IDRiD (413 training and 103 test images, five grades) in place of MESSIDOR, which may not be passed on; 96 x 96 pixels, batches of 16, 10 epochs, random initial weights.')
+    'laptop: IDRiD (413 images to train on, a tenth of them for validation, and 103 test images, five grades) in place of MESSIDOR, which may not be passed on; 96 x 96 pixels, batches of 16, 10 epochs, random initial weights.')
 XRAY = _task('xray', 'Normal, bacterial or viral on chest X-rays of children', 'COVID-19', _smoke('phantom-chest', classes=3), _laptop('chest-xray-pneumonia', 64, 2, data_options=dict(classes=3)), _paper('covid19-radiography'),
     'laptop: the chest X-rays of Kermany et al. with their three classes, from which two of the three classes of the COVID-19 set were taken, in place of that set; 64 x 64 pixels, batches of 16, 2 epochs, random initial weights.')
 TASKS = {o.table:o for o in (FUNDUS,XRAY)}
