@@ -212,7 +212,7 @@ def rotate90(
 
 # %% ../../nbs/data/25_data.augment.ipynb #7a829c5b
 def _draw_order(x):
-    "Where the regions of each image go; at least half of the images stay as they are"
+    "Where the regions of each image go; half of the images stay as they are"
     return dict(order=half_order(len(x), device=x.device))
 
 # %% ../../nbs/data/25_data.augment.ipynb #aabe19ee

@@ -392,7 +392,8 @@ def _cells(t):
     df = df.fillna('')
     if (df.iloc[:,n:]!='').any(axis=None): raise ValueError('rows with more cells than the first line')
     df = df.iloc[:,:n].set_axis(names, axis=1)
-    return df[(df!='').any(axis=1)]
+    some = df!=''
+    return df.loc[some.any(axis=1), ~names.str.match(r'Unnamed: \d+$') | some.any().to_numpy()] # pandas calls a column without a name so
 
 # %% ../../nbs/data/00_data.datasets.ipynb #313eb005
 def _table(p):
