@@ -268,7 +268,7 @@ def _page(path):
 
 # %% ../../nbs/data/07_data.download.ipynb #b323f288
 def _sound(r, path, most):
-    "Read all of an archive; raises `DataError`, and deletes it, when it is damaged"
+    "Read all members of an archive that are to be unpacked; raises `DataError`, and deletes it, when it is damaged"
     try:
         with _plainly(r.file),_members(path) as m:
             for _,opener in _plan(r.file, m, r.strip, r.keep, most).values():

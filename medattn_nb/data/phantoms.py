@@ -82,7 +82,7 @@ def vessel(
 # %% ../../nbs/data/10_data.phantoms.ipynb #4f6d7853
 @dataclass(frozen=True)
 class TextureOptions:
-    "Everything that decides how a picture of 'phantom-texture' looks"
+    "What decides how a picture of 'phantom-texture' looks, but for the marker of its class"
     size:int=96 # Image side in pixels
     lesion_size:float=.3 # Diameter of the lesion as a share of the image side, 0.05 to 0.6; single lesions vary by a fifth
     contrast:float=2. # Strength of the lesion, 0 for none; 1 is about 23 grey values, the background's nominal standard deviation
